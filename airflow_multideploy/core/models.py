@@ -1,0 +1,182 @@
+"""The service catalog: what people write in Variables or Git-kept files, validated strictly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, SerializeAsAny, field_validator
+
+VERSION_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+"""What a version may look like: what an image tag may look like (OCI distribution specification), nothing else."""
+
+NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,39}$"
+RESERVED_TARGETS = frozenset({"plan", "build", "aggregate_status", "rollback", "finalize"})
+
+_SECRET_KEY = re.compile(
+    r"(password|passwd|secret|token|api[_-]?key|private[_-]?key|access[_-]?key|authorization)", re.I
+)
+_SECRET_VALUE = re.compile(
+    r"(AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|gh[pousr]_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.|AIza[0-9A-Za-z_-]{35}|(?:bearer|basic)\s+[A-Za-z0-9+/._=-]{12,}"
+    r"|://[^/\s:@]+:[^/\s@]+@)",
+    re.I,
+)
+
+
+def looks_secret(key: str, value: object) -> bool:
+    """Whether a catalog entry looks like a secret, which belongs in a Connection."""
+    if not isinstance(value, str) or not value:
+        return False
+    return bool(_SECRET_VALUE.search(value)) or (
+        bool(_SECRET_KEY.search(key)) and not key.endswith(("_id", "_name", "_path"))
+    )
+
+
+def secret_paths(document: object, path: str = "", key: str = "") -> Iterator[str]:
+    """Dotted paths of all values in a document that look like secrets."""
+    if isinstance(document, Mapping):
+        for name, value in document.items():
+            yield from secret_paths(value, f"{path}.{name}" if path else str(name), str(name))
+    elif isinstance(document, list):
+        for index, value in enumerate(document):
+            yield from secret_paths(value, f"{path}[{index}]", key)
+    elif looks_secret(key, document):
+        yield path
+
+
+class Model(BaseModel):
+    """Strict: unknown keys and wrong types are errors; frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, description="lower-case letters, digits, - and _; at most 40")]
+Seconds = Annotated[float, Field(gt=0, le=86_400, strict=False), BeforeValidator(lambda v: _number(v))]
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("expected a number of seconds")
+    return value
+
+
+class Edge(Model):
+    """A dependency on another target of the same service, with the outcome it waits for."""
+
+    target: Name
+    when: Literal["succeeded", "failed", "completed", "skipped"] = "succeeded"
+
+
+def _edges(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    return [{"target": item} if isinstance(item, str) else item for item in value]
+
+
+class TargetConfig(Model):
+    """What every target has, whatever its platform. A platform's own config derives from it.
+
+    :param conn_id: Airflow Connection with the credentials; secrets live nowhere else.
+    :param depends_on: targets that come first.
+    :param critical: counts for the policies ``critical`` and ``at_least``; None: critical unless another one is marked.
+    :param timeout: seconds from the first write until the rollout has to be healthy.
+    :param rollback_timeout: seconds that the way back may take.
+    :param poll_interval: seconds between looks, at first; grows while nothing changes.
+    :param first_deploy: when the first-ever deploy fails, ``remove`` what was created or ``leave`` it.
+    """
+
+    platform: str
+    conn_id: Annotated[str, Field(min_length=1)]
+    depends_on: Annotated[tuple[Edge, ...], BeforeValidator(_edges), Field(strict=False)] = ()
+    critical: bool | None = None
+    timeout: Seconds = 600.0
+    rollback_timeout: Seconds = 300.0
+    poll_interval: Seconds = 5.0
+    first_deploy: Literal["remove", "leave"] = "remove"
+
+
+class Artifact(Model):
+    """What is released.
+
+    :param image: image repository without tag, such as ``registry.example.com/shop``.
+    :param registry_conn_id: Connection of the registry; with it, the tag is resolved to a digest before anything is
+        deployed, so that every platform gets the same bits.
+    """
+
+    image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,254}$")]
+    registry_conn_id: str | None = None
+
+    @field_validator("image")
+    @classmethod
+    def _no_tag(cls, value: str) -> str:
+        if ":" in value.rsplit("/", 1)[-1]:
+            raise ValueError("holds a tag; the tag is the release's version: give the repository alone")
+        return value
+
+
+class Build(Model):
+    """How the image is built, when this package builds it.
+
+    :param context: folder of the build context on the worker.
+    :param dockerfile: path of the Dockerfile, relative to the context.
+    :param builder: which program; ``auto`` takes the first of docker, buildah, podman found on the worker.
+    :param args: build arguments (never secrets).
+    :param timeout: seconds for build and push together.
+    """
+
+    context: Annotated[str, Field(min_length=1)]
+    dockerfile: str = "Dockerfile"
+    builder: Literal["auto", "docker", "buildah", "podman"] = "auto"
+    args: dict[str, str] = Field(default_factory=dict)
+    timeout: Seconds = 1800.0
+
+
+class AtLeast(Model):
+    """A quorum: this many selected targets have to succeed, and every critical one when any is marked."""
+
+    at_least: Annotated[int, Field(ge=1)]
+
+
+Policy = Literal["all", "critical"] | AtLeast
+Strategy = Literal["all", "failed", "dependents", "manual", "none"]
+
+
+class Success(Model):
+    """When the release counts as done."""
+
+    policy: Policy = "all"
+
+
+class Rollback(Model):
+    """What is undone when the policy is not met.
+
+    :param cancel: what marking the run failed does to touched targets: ``rollback`` or ``keep`` them.
+    """
+
+    strategy: Strategy = "all"
+    cancel: Literal["rollback", "keep"] = "rollback"
+
+
+class Service(Model):
+    """One entry of the catalog: one service, one DAG.
+
+    :param version: released when a run names none; needed with ``schedule``.
+    :param schedule: cron expression in UTC, or None: only when asked.
+    :param retries: how often Airflow tries a deploy or rollback task again.
+    :param deferrable: wait in the triggerer (True) or in the worker (False).
+    """
+
+    owner: Annotated[str, Field(min_length=1)] = "airflow"
+    description: str = ""
+    artifact: Artifact
+    build: Build | None = None
+    version: Annotated[str, Field(pattern=VERSION_PATTERN)] | None = None
+    schedule: Annotated[str, Field(min_length=1)] | None = None
+    tags: tuple[str, ...] = Field(default=(), strict=False)
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    deferrable: bool = True
+    success: Success = Success()
+    rollback: Rollback = Rollback()
+    targets: dict[str, SerializeAsAny[InstanceOf[TargetConfig]]]

@@ -1,0 +1,83 @@
+"""Platforms: one file each. This module finds them by the entry point group ``airflow_multideploy.platforms``."""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow_multideploy.core.contract import Platform
+from airflow_multideploy.core.errors import MissingExtra, SpecError, UnknownPlatform
+from airflow_multideploy.core.models import TargetConfig
+
+ENTRY_POINT_GROUP = "airflow_multideploy.platforms"
+
+
+@cache
+def kinds() -> dict[str, Any]:
+    """Entry points of all installed platforms by kind; nothing is imported."""
+    return {point.name: point for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda p: p.name)}
+
+
+@cache
+def platform_type(kind: str) -> type[Platform[Any]]:
+    """The adapter class of a kind.
+
+    :raises UnknownPlatform: not installed, or its plugin does not load.
+    """
+    point = kinds().get(kind)
+    if point is None:
+        raise UnknownPlatform(f"platform {kind!r} is not installed; installed: {', '.join(kinds())}")
+    try:
+        loaded = point.load()
+    except Exception as error:  # a third party's plugin may raise anything
+        raise UnknownPlatform(f"platform {kind!r} ({point.value}) cannot be loaded: {error!r}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Platform) and loaded.kind == kind):
+        raise UnknownPlatform(f"platform {kind!r}: {point.value} is not a Platform whose kind is {kind!r}")
+    return loaded
+
+
+def config_type(kind: str) -> type[TargetConfig]:
+    """The typed config of a kind. See `platform_type`."""
+    return platform_type(kind).config_type
+
+
+def adapter(config: TargetConfig | dict[str, Any], *, service: str, target: str) -> Platform[Any]:
+    """The adapter of one target, from its config or that config's JSON form.
+
+    :raises UnknownPlatform: no such kind.
+    :raises SpecError: the config does not fit the kind.
+    """
+    if isinstance(config, dict):
+        cls = platform_type(str(config.get("platform")))
+        try:
+            config = cls.config_type.model_validate(config)
+        except ValueError as error:
+            raise SpecError(f"targets.{target}: {error}", service=service) from None
+    else:
+        cls = platform_type(config.platform)
+    return cls(config, service=service, target=target)
+
+
+def missing_extra(extra: str, error: ImportError) -> MissingExtra:
+    """The error for an SDK that is not installed."""
+    return MissingExtra(f"{error.name or error} is not installed: pip install 'airflow-provider-multideploy[{extra}]'")
+
+
+def refuse_plain_http(url: str, *, target: str) -> None:
+    """Credentials go over TLS, or to this machine.
+
+    :raises SpecError: plain http to an address that is not loopback.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http":
+        return
+    host = parts.hostname or ""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise SpecError(f"{target}: refusing to send credentials over plain http to {host}; use https")

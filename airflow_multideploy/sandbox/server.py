@@ -1,0 +1,184 @@
+"""Serving a stand-in on loopback: uvicorn in a thread, with call log and call faults in front of the application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from airflow_multideploy.sandbox.world import Call, World
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Describe(Protocol):
+    """Names a request for the log and the fault script: (operation, whether it writes)."""
+
+    def __call__(self, scope: Scope, body: bytes) -> tuple[str, bool]: ...
+
+
+def by_method(scope: Scope, body: bytes) -> tuple[str, bool]:
+    """``PUT /path`` as the operation; everything but GET and HEAD writes."""
+    return f"{scope['method']} {scope['path']}", scope["method"] not in ("GET", "HEAD")
+
+
+class _Protocol(H11Protocol):
+    """Hands the transport to the application, so that a fault can tear the connection down."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        app = self.app
+
+        async def with_transport(scope: Scope, receive: Receive, send: Send) -> None:
+            scope.setdefault("extensions", {})["sandbox.transport"] = transport
+            await app(scope, receive, send)  # type: ignore[arg-type]
+
+        self.app = with_transport  # type: ignore[assignment]
+
+
+def _reset(scope: Scope) -> None:
+    transport = scope["extensions"]["sandbox.transport"]
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+class Faults:
+    """ASGI middleware: records every call in the world's log and plays the call faults.
+
+    :param rate_limited: makes the platform's own 429 body and headers.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        world: World,
+        platform: str,
+        *,
+        describe: Describe = by_method,
+        error_body: Callable[[int], tuple[bytes, dict[str, str]]] | None = None,
+    ) -> None:
+        self.app, self.world, self.platform, self.describe = app, world, platform, describe
+        self.error_body = error_body or (lambda status: (json.dumps({"error": status}).encode(), {}))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        operation, writes = self.describe(scope, body)
+        fault = self.world.call_fault(self.platform, operation)
+        call = self.world.record(Call(self.world.now(), self.platform, operation, writes, fault=fault and fault.answer))
+        replayed = False
+
+        async def replay() -> Message:
+            nonlocal replayed
+            if not replayed:
+                replayed = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+            await send(message)
+
+        async def swallow(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+
+        if fault is None:
+            await self.app(scope, replay, watch)
+        elif fault.answer == "reset":
+            _reset(scope)
+        elif fault.answer == "lost":
+            await self.app(scope, replay, swallow)
+            _reset(scope)
+        elif fault.answer == "hang":
+            await asyncio.sleep(fault.seconds)
+            _reset(scope)
+        elif fault.answer == "malformed":
+            await _answer(watch, 200, b"<html>Bad gateway</html>", {"content-type": "text/html"})
+        else:
+            status = int(fault.answer)
+            error_body, headers = self.error_body(status)
+            headers = {"content-type": "application/json", **headers}
+            if status == 429:
+                headers["retry-after"] = str(int(fault.retry_after))
+            await _answer(watch, status, error_body, headers)
+
+
+async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
+    raw = [(k.encode(), v.encode()) for k, v in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def listen(port: int = 0) -> socket.socket:
+    """A bound loopback socket; port 0 takes a free one."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
+class Server:
+    """An ASGI application served from a thread on 127.0.0.1.
+
+    :param port: 0 takes a free one; read it from ``port``.
+    :param tls: (certificate chain file, key file) in PEM, or None for plain http.
+    """
+
+    def __init__(self, app: App, *, port: int = 0, tls: tuple[str, str] | None = None) -> None:
+        self._sock = listen(port)
+        self.port: int = self._sock.getsockname()[1]
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
+        config = uvicorn.Config(
+            app,  # type: ignore[arg-type]
+            http=_Protocol,
+            loop="asyncio",
+            lifespan="off",
+            log_level="critical",
+            access_log=False,
+            ssl_certfile=tls[0] if tls else None,
+            ssl_keyfile=tls[1] if tls else None,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._sock]}, daemon=True, name=f"sandbox:{self.port}"
+        )
+
+    def start(self) -> Server:
+        """Serve; returns when the socket accepts."""
+        self._thread.start()
+        until = time.monotonic() + 10
+        while not self._server.started:
+            if time.monotonic() > until or not self._thread.is_alive():
+                raise RuntimeError(f"sandbox server on {self.url} did not start")
+            time.sleep(0.01)
+        return self
+
+    def stop(self) -> None:
+        """Stop serving and close the socket."""
+        self._server.should_exit = True
+        self._thread.join(10)
+        self._sock.close()
