@@ -52,14 +52,14 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-Name = Annotated[str, Field(pattern=NAME_PATTERN, description="lower-case letters, digits, - and _; at most 40")]
-Seconds = Annotated[float, Field(gt=0, le=86_400, strict=False), BeforeValidator(lambda v: _number(v))]
-
-
 def _number(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("expected a number of seconds")
     return value
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, description="lower-case letters, digits, - and _; at most 40")]
+Seconds = Annotated[float, Field(gt=0, le=86_400, strict=False), BeforeValidator(_number)]
 
 
 class Edge(Model):

@@ -1,0 +1,134 @@
+"""The write-ahead record per target: what was there, what is meant, what was written, how far it is.
+
+Order of writes: journal (snapshot, intent) → platform → journal (revision) → wait → verify → journal (settled). Whoever
+comes later, on any machine, continues from it; a rollback needs nothing else.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Protocol
+
+from pydantic import Field, JsonValue
+
+from airflow_multideploy.core.contract import Document, Handle, Release, Snapshot
+
+
+class Phase(StrEnum):
+    """Where a rollout is."""
+
+    PENDING = "pending"
+    SNAPSHOTTED = "snapshotted"
+    DEPLOYING = "deploying"
+    VERIFYING = "verifying"
+    SUCCEEDED = "succeeded"
+    UNCHANGED = "unchanged"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    SKIPPED = "skipped"
+    ROLLING_BACK = "rolling_back"
+    ROLLED_BACK = "rolled_back"
+    ROLLBACK_FAILED = "rollback_failed"
+
+
+GOOD = frozenset({Phase.SUCCEEDED, Phase.UNCHANGED})
+IN_FLIGHT = frozenset({Phase.SNAPSHOTTED, Phase.DEPLOYING, Phase.VERIFYING, Phase.ROLLING_BACK})
+
+
+class Entry(Document):
+    """One rollout's record.
+
+    :param config: the target's resolved config as JSON, so that a rollback needs no catalog.
+    :param touched: a write was sent, or may have been.
+    :param settled: nothing is left to be done; an unsettled entry of another run is "in doubt".
+    :param deadline: epoch seconds by which the rollout has to be healthy.
+    :param back: what the way back wrote.
+    :param verified: False when "healthy" rests on the platform's acceptance alone.
+    :param deployed: how the deploy ended (succeeded, unchanged, failed, unknown), whatever was rolled back later.
+    :param attempt: how often a worker started on it.
+    """
+
+    service: str
+    target: str
+    config: dict[str, JsonValue]
+    release: Release
+    dag_id: str
+    run_id: str
+    phase: Phase = Phase.PENDING
+    touched: bool = False
+    settled: bool = False
+    snapshot: Snapshot | None = None
+    handle: Handle | None = None
+    back: Handle | None = None
+    deadline: float | None = None
+    rollback_deadline: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    rollback_started_at: float | None = None
+    rollback_ended_at: float | None = None
+    reason: str = ""
+    verified: bool = True
+    deployed: Phase | None = None
+    attempt: int = Field(default=1, ge=1)
+    rollout: int = Field(default=1, ge=1)
+
+    def to(self, phase: Phase, **changes: Any) -> Entry:
+        """A copy in another phase."""
+        return self.model_copy(update={"phase": phase, **changes})
+
+
+class Store(Protocol):
+    """A key-value store of one target; Airflow's asset state store fits."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The JSON value, or the default."""
+        ...
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep a JSON value."""
+        ...
+
+
+class Journal:
+    """One target's journal over a `Store`. One writer at a time: there is no compare-and-set."""
+
+    ENTRY, LIVE, BAD = "journal", "live", "bad"
+    KEPT_BAD = 50
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def read(self) -> Entry | None:
+        """The current entry, or None when nothing was ever released here."""
+        document = self._store.get(self.ENTRY)
+        return None if document is None else Entry.model_validate(document)
+
+    def write(self, entry: Entry) -> Entry:
+        """Keep the entry; returns it."""
+        self._store.set(self.ENTRY, entry.dump())
+        return entry
+
+    def live(self) -> Release | None:
+        """The release that was last verified here and not rolled back."""
+        document = self._store.get(self.LIVE)
+        return Release.model_validate(document["release"]) if document and document.get("release") else None
+
+    def remember_live(self, release: Release | None) -> None:
+        """Keep what is live now; None: we do not know."""
+        self._store.set(self.LIVE, {"release": release.dump() if release else None})
+
+    def bad(self) -> dict[str, str]:
+        """Releases that were rolled back here: image → why."""
+        return dict(self._store.get(self.BAD) or {})
+
+    def remember_bad(self, image: str, reason: str) -> None:
+        """This image was rolled back."""
+        known = self.bad()
+        known.pop(image, None)
+        self._store.set(self.BAD, dict([*known.items(), (image, reason)][-self.KEPT_BAD :]))
+
+    def forgive(self, image: str) -> None:
+        """It was released after all."""
+        known = self.bad()
+        if known.pop(image, None) is not None:
+            self._store.set(self.BAD, known)

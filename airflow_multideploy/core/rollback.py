@@ -1,0 +1,118 @@
+"""What goes back, in which order, and the way back of one target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_multideploy.core.contract import Observation, Platform, State
+from airflow_multideploy.core.errors import PlatformError, RollbackFailed
+from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase
+from airflow_multideploy.core.models import Strategy, TargetConfig
+from airflow_multideploy.core.plan import dependents
+from airflow_multideploy.core.status import TargetResult
+from airflow_multideploy.core.wait import Clock, persist
+
+
+def select(
+    results: Iterable[TargetResult],
+    targets: Mapping[str, TargetConfig],
+    *,
+    met: bool,
+    strategy: Strategy,
+    cancelled: bool = False,
+) -> frozenset[str]:
+    """The targets that go back: only ones that this run touched.
+
+    :param met: the policy was reached; then only the failed ones go back.
+    :param cancelled: somebody stopped the run and wants it undone: everything goes back.
+    """
+    touched = {r.target for r in results if r.touched}
+    failed = {r.target for r in results if r.deployed not in GOOD and r.deployed is not Phase.SKIPPED}
+    if cancelled:
+        return frozenset(touched)
+    if strategy in ("none", "manual"):
+        return frozenset()
+    if met or strategy == "failed":
+        return frozenset(failed & touched)
+    if strategy == "dependents":
+        return frozenset(dependents(targets, failed) & touched)
+    return frozenset(touched)
+
+
+def blockers(target: str, targets: Mapping[str, TargetConfig], selected: frozenset[str]) -> frozenset[str]:
+    """Selected targets that depend on this one, directly or through others, and so have to be back before it."""
+    return frozenset((dependents(targets, {target}) - {target}) & selected)
+
+
+@dataclass
+class WayBack:
+    """The rollback of one target: `begin`, wait, `conclude`; until the entry is settled or its time is over."""
+
+    platform: Platform[Any]
+    journal: Journal
+    clock: Clock
+
+    def begin(self, entry: Entry) -> Entry:
+        """Journal that we go back, write to the platform, journal what was written; returns without waiting.
+
+        :raises RollbackFailed: refused, drift, or no answer after retries; journalled.
+        """
+        now = self.clock.time()
+        running = entry.phase is Phase.ROLLING_BACK and (entry.rollback_deadline or 0) > now
+        deadline = entry.rollback_deadline if running else now + self.platform.config.rollback_timeout
+        if deadline is None:  # pragma: no cover - a running one has a deadline; tells the type checker
+            raise AssertionError("no deadline")
+        entry = self.journal.write(
+            entry.to(
+                Phase.ROLLING_BACK,
+                settled=False,
+                deployed=entry.deployed or Phase.FAILED,
+                back=None,
+                rollback_deadline=deadline,
+                rollback_started_at=entry.rollback_started_at or now,
+                ended_at=entry.ended_at or now,
+            )
+        )
+        snapshot = entry.snapshot
+        if snapshot is None:
+            return self._failed(entry, f"{self.platform.name}: no snapshot was taken, so nothing can be restored")
+        self.journal.remember_live(None)
+        try:
+            back = persist(
+                lambda: self.platform.rollback(entry.release, snapshot, entry.handle), clock=self.clock, until=deadline
+            )
+        except PlatformError as error:
+            self._failed(entry, str(error))
+            raise RollbackFailed(str(error)) from error
+        return self.journal.write(entry.to(Phase.ROLLING_BACK, back=back))
+
+    def conclude(self, entry: Entry, seen: Observation) -> Entry:
+        """Journal what the waiting ended with.
+
+        An entry that is still ``rolling_back`` asks for another `begin`: somebody (an orphan of ours, perhaps) wrote
+        after us, and there is time left.
+        """
+        now = self.clock.time()
+        if seen.state is State.HEALTHY:
+            previous = entry.snapshot.image if entry.snapshot else None
+            self.journal.remember_bad(entry.release.image, entry.reason or f"rolled back in run {entry.run_id}")
+            if not seen.verified:
+                reason = f"sent back to {previous or 'its snapshot'}, which cannot be verified: {seen.reason}"
+                return self.journal.write(
+                    entry.to(Phase.UNKNOWN, settled=True, reason=reason, verified=False, rollback_ended_at=now)
+                )
+            return self.journal.write(entry.to(Phase.ROLLED_BACK, settled=True, rollback_ended_at=now))
+        if seen.state is State.SUPERSEDED and now < (entry.rollback_deadline or 0):
+            return self.journal.write(entry.to(Phase.ROLLING_BACK, back=None))
+        return self._failed(entry, f"{self.platform.name}: the way back ended {seen.state}: {seen.reason}")
+
+    def _failed(self, entry: Entry, reason: str) -> Entry:
+        return self.journal.write(
+            entry.to(Phase.ROLLBACK_FAILED, reason=_join(entry.reason, reason), rollback_ended_at=self.clock.time())
+        )
+
+
+def _join(first: str, second: str) -> str:
+    return second if not first or first in second else f"{first}; then {second}"

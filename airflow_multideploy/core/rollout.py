@@ -1,0 +1,153 @@
+"""One release on one target: the steps between the journal and the platform, free of Airflow.
+
+A deploy task runs `begin`, waits (in the triggerer or in place), and runs `conclude`. Each step may die at any point and
+be called again on another machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_multideploy.core.contract import Observation, Platform, Release, State
+from airflow_multideploy.core.errors import InDoubt, KnownBad, PlatformError
+from airflow_multideploy.core.journal import IN_FLIGHT, Entry, Journal, Phase
+from airflow_multideploy.core.wait import Clock, persist
+
+
+@dataclass
+class Rollout:
+    """The release logic of one target.
+
+    :param dag_id: with ``run_id``: whose rollout this is.
+    """
+
+    platform: Platform[Any]
+    journal: Journal
+    clock: Clock
+    dag_id: str
+    run_id: str
+
+    def refuse(self, release: Release) -> str | None:
+        """Why this release must not start here, from the journal alone; None when it may."""
+        try:
+            self._check(self.journal.read(), release)
+        except (InDoubt, KnownBad) as error:
+            return str(error)
+        return None
+
+    def begin(self, release: Release) -> Entry:
+        """Snapshot, journal the intent, write to the platform, journal the revision; returns without waiting.
+
+        The entry's phase says what is next: ``verifying`` asks for an observation of its handle; anything else is the end.
+
+        :param release: with the release id of the run; a repeat within the same run gets an id of its own.
+        :raises InDoubt: another run's rollout is unsettled here, and the release does not force.
+        :raises KnownBad: it was rolled back here before, and the release does not force.
+        :raises PlatformError: refused, or no answer after retries; the journal says whether anything was touched.
+        """
+        entry = self._open(release)
+        if entry.phase is Phase.VERIFYING:
+            return entry
+        deadline = entry.deadline or self.clock.time() + self.platform.config.timeout
+        entry = entry.to(entry.phase, started_at=entry.started_at or self.clock.time(), deadline=deadline)
+        try:
+            if entry.snapshot is None:
+                previous = self.journal.live()
+                taken = persist(lambda: self.platform.snapshot(previous), clock=self.clock, until=deadline)
+                entry = entry.to(Phase.SNAPSHOTTED, snapshot=taken)
+            snapshot = entry.snapshot
+            if snapshot is None:  # pragma: no cover - set just above; tells the type checker
+                raise AssertionError("no snapshot")
+            entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True))
+            handle = persist(lambda: self.platform.deploy(entry.release, snapshot), clock=self.clock, until=deadline)
+        except PlatformError as error:
+            self._refused(entry, error)
+            raise
+        return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=handle.changed or entry.attempt > 1))
+
+    def conclude(self, entry: Entry, seen: Observation) -> Entry:
+        """Journal what the waiting ended with; returns the settled entry, or one that asks for a rollback."""
+        if seen.state is State.HEALTHY:
+            phase = Phase.SUCCEEDED if entry.touched else Phase.UNCHANGED
+            self.journal.remember_live(entry.release)
+            self.journal.forgive(entry.release.image)
+        else:
+            phase = Phase.UNKNOWN if seen.state is State.UNKNOWN else Phase.FAILED
+        return self.journal.write(
+            entry.to(
+                phase,
+                deployed=phase,
+                settled=seen.state is State.HEALTHY or not entry.touched,
+                reason=seen.reason,
+                verified=seen.verified,
+                ended_at=self.clock.time(),
+            )
+        )
+
+    def _check(self, entry: Entry | None, release: Release) -> None:
+        if release.force:
+            return
+        if entry is not None and not entry.settled and entry.run_id != self.run_id:
+            raise InDoubt(
+                f"{self.platform.name}: in doubt: run {entry.run_id!r} left version {entry.release.version} "
+                f"{entry.phase} here ({entry.reason or 'no reason kept'}); clear that run's rollback task, or look at "
+                "the target and release with force"
+            )
+        if (why := self.journal.bad().get(release.image)) is not None:
+            raise KnownBad(
+                f"{self.platform.name}: version {release.version} was rolled back here before ({why}); "
+                "release another version, or this one with force"
+            )
+
+    def _open(self, release: Release) -> Entry:
+        """This rollout's entry: the one an earlier attempt left, or a new one."""
+        entry = self.journal.read()
+        mine = entry is not None and entry.run_id == self.run_id and entry.dag_id == self.dag_id
+        if entry is not None and mine and not entry.settled:
+            if entry.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):
+                raise InDoubt(
+                    f"{self.platform.name}: this run's rollback is {entry.phase}; clear its rollback task first, so that "
+                    "the target is in a known state"
+                )
+            if entry.phase in IN_FLIGHT or entry.phase is Phase.PENDING:
+                return entry.to(entry.phase, attempt=entry.attempt + 1)
+            return self._again(entry, release)
+        self._check(entry, release)
+        if entry is not None and mine:
+            return self._again(entry, release)
+        # Forced over another run's unsettled rollout: what was there before *it* is the last state known to be good.
+        snapshot = entry.snapshot if entry is not None and not entry.settled and entry.touched else None
+        return self._new(release, rollout=1, snapshot=snapshot)
+
+    def _again(self, entry: Entry, release: Release) -> Entry:
+        """A repeat within one run (a cleared task): a rollout of its own, which keeps an unsettled one's snapshot."""
+        keep = None if entry.settled else entry.snapshot
+        return self._new(release, rollout=entry.rollout + 1, snapshot=keep)
+
+    def _new(self, release: Release, *, rollout: int, snapshot: Any) -> Entry:
+        if rollout > 1:
+            release = release.model_copy(update={"release_id": f"{release.release_id}-{rollout}"})
+        return Entry(
+            service=self.platform.service,
+            target=self.platform.target,
+            config=self.platform.config.model_dump(mode="json"),
+            release=release,
+            dag_id=self.dag_id,
+            run_id=self.run_id,
+            snapshot=snapshot,
+            rollout=rollout,
+        )
+
+    def _refused(self, entry: Entry, error: PlatformError) -> None:
+        """Journal an error that a retry cannot heal, so that the rollback knows; the caller raises it."""
+        phase = Phase.UNKNOWN if error.retryable and entry.touched else Phase.FAILED
+        self.journal.write(
+            entry.to(
+                phase,
+                deployed=phase,
+                settled=not entry.touched,
+                reason=str(error),
+                ended_at=self.clock.time(),
+            )
+        )

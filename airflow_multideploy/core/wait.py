@@ -1,0 +1,129 @@
+"""Waiting, written once: how often to look, when to give up, and which calls to make again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
+
+from airflow_multideploy.core.contract import Observation, State
+from airflow_multideploy.core.errors import PlatformError
+
+T = TypeVar("T")
+
+CALL_ATTEMPTS = 6
+"""How often one call to a platform is made before its error counts."""
+
+
+class Clock(Protocol):
+    """Time as a release sees it; a simulation brings its own."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+_exponential = wait_exponential_jitter(initial=0.5, max=30, jitter=0.5)
+
+
+def _delay(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, PlatformError) else None
+    return max(_exponential(state), asked or 0.0)
+
+
+def persist(call: Callable[[], T], *, clock: Clock, until: float) -> T:
+    """The call's result, made again with growing, jittered pauses while its error is retryable.
+
+    :param until: epoch seconds; no attempt starts after it.
+    :raises PlatformError: not retryable, still failing after `CALL_ATTEMPTS`, or out of time: the last one.
+    """
+
+    def out_of_time(state: RetryCallState) -> bool:
+        return state.attempt_number >= CALL_ATTEMPTS or clock.time() + _delay(state) > until
+
+    retrying = Retrying(
+        retry=retry_if_exception(lambda e: isinstance(e, PlatformError) and e.retryable),
+        wait=_delay,
+        stop=out_of_time,
+        sleep=clock.sleep,
+        reraise=True,
+    )
+    return retrying(call)
+
+
+class Watch:
+    """Decides after each look: wait how long, or the final observation.
+
+    :param deadline: epoch seconds; absolute, so that a restart of whoever waits does not extend it.
+    :param interval: seconds between looks at first; grows to four times that while nothing changes.
+    """
+
+    def __init__(self, *, deadline: float, interval: float, rng: random.Random | None = None) -> None:
+        self.deadline = deadline
+        self.interval = interval
+        self._pause = interval
+        self._last: Observation | None = None
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, not secrets
+
+    def judge(self, seen: Observation | PlatformError, *, now: float) -> Observation | float:
+        """The final observation, or seconds until the next look."""
+        if isinstance(seen, PlatformError):
+            if not seen.retryable:
+                return Observation(state=State.UNKNOWN, reason=str(seen))
+            if now >= self.deadline:
+                return Observation(state=State.UNKNOWN, reason=f"no answer until the deadline; last error: {seen}")
+            return self._wait(now, seen.retry_after or self._pause)
+        if seen.ended:
+            return seen
+        if now >= self.deadline:
+            return Observation(
+                state=State.UNKNOWN if seen.state is State.UNKNOWN else State.FAILED,
+                reason=f"deadline passed while {seen.state}: {seen.reason}".rstrip(": "),
+                revision=seen.revision,
+                progress=seen.progress,
+            )
+        self._pause = self.interval if seen != self._last else min(self._pause * 1.5, self.interval * 4)
+        self._last = seen
+        return self._wait(now, self._pause)
+
+    def _wait(self, now: float, seconds: float) -> float:
+        return max(0.05, min(seconds * self._rng.uniform(0.8, 1.2), self.deadline - now))
+
+
+def follow(look: Callable[[], Observation], *, watch: Watch, clock: Clock, stopped: Callable[[], bool]) -> Observation:
+    """The final observation of a rollout, waited for in this process.
+
+    :param stopped: asked before each look; True ends the waiting as ``unknown``.
+    """
+    while True:
+        if stopped():
+            return Observation(state=State.UNKNOWN, reason="stopped while waiting")
+        seen: Observation | PlatformError
+        try:
+            seen = look()
+        except PlatformError as error:
+            seen = error
+        judged = watch.judge(seen, now=clock.time())
+        if isinstance(judged, Observation):
+            return judged
+        clock.sleep(judged)

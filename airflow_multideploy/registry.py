@@ -1,0 +1,354 @@
+"""Image registries: from a tag to the digest of the bits behind it, over the OCI distribution API.
+
+A tag can be moved between two targets of one release; a digest cannot. Hence every tag is resolved once, before
+anything is deployed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import httpx
+
+from airflow_multideploy.core.errors import BuildFailed, PlatformError, SpecError
+from airflow_multideploy.core.models import VERSION_PATTERN
+from airflow_multideploy.platforms import refuse_plain_http
+
+MANIFEST_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+"""What a tag may stand for. Without this Accept header a registry may convert the manifest, which changes its digest."""
+
+TIMEOUT = 30.0
+"""Seconds that one call may take."""
+
+_DEFAULT_HOST = "docker.io"
+_DEFAULT_API = "registry-1.docker.io"
+_ALIASES = frozenset({_DEFAULT_HOST, _DEFAULT_API, "index.docker.io"})
+_MANIFEST_LIMIT = 4 * 1024 * 1024  # the size up to which the specification wants manifests to be accepted
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
+_CHALLENGE = re.compile(r'(basic|bearer)((?:\s*,?\s*[a-z_]+\s*=\s*(?:"[^"]*"|[^\s",]+))*)', re.I)
+_PARAMETER = re.compile(r'([a-z_]+)\s*=\s*(?:"([^"]*)"|([^\s",]+))', re.I)
+
+
+class RegistryError(BuildFailed, PlatformError):
+    """A registry refuses or does not answer. ``target`` is the registry, ``retryable`` as for a platform."""
+
+
+class Credentials(Protocol):
+    """What is read of an Airflow Connection. ``host`` and ``schema`` may be empty."""
+
+    conn_id: str
+    host: str | None
+    schema: str | None
+    port: int | None
+    login: str | None
+    password: str | None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where an image lives.
+
+    :param host: registry, with its port when it has one; ``docker.io`` when the image names none.
+    :param path: repository within the registry.
+    """
+
+    host: str
+    path: str
+
+    @property
+    def hub(self) -> bool:
+        """Whether it is the registry that images without a host mean."""
+        return self.host in _ALIASES
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the registry is on this machine."""
+        try:
+            refuse_plain_http(f"http://{self.host}", target=self.host)
+        except SpecError:
+            return False
+        return True
+
+
+@dataclass(frozen=True, repr=False)
+class Registry:
+    """A repository's registry and how to speak to it. Has no ``repr``: it holds a password."""
+
+    repository: Repository
+    url: str
+    login: str = ""
+    password: str = ""
+
+    @property
+    def insecure(self) -> bool:
+        """Whether it is spoken to without TLS."""
+        return self.url.startswith("http:")
+
+    def auth_document(self) -> dict[str, Any] | None:
+        """The document that docker, buildah and podman read credentials from, or None without credentials."""
+        if not self.login:
+            return None
+        hosts = (_DEFAULT_HOST, "https://index.docker.io/v1/") if self.repository.hub else (self.repository.host,)
+        return {"auths": {host: {"auth": self.basic()} for host in hosts}}
+
+    def basic(self) -> str:
+        """Login and password as HTTP's Basic scheme sends them."""
+        return base64.b64encode(f"{self.login}:{self.password}".encode()).decode()
+
+
+def parse_image(image: str) -> Repository:
+    """The registry and repository that an image name without tag means, by Docker's rules.
+
+    The first part is a host when it has a dot or a colon or is ``localhost``; an image without a host lives on
+    ``docker.io``, and one without a folder there under ``library/``.
+
+    :raises SpecError: it is no image name, or holds a tag or a digest.
+    """
+    first, slash, rest = image.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        host, path = first, rest
+    else:
+        host, path = _DEFAULT_HOST, image
+    if host in _ALIASES and "/" not in path:
+        path = f"library/{path}"
+    if "@" in path or ":" in path:
+        raise SpecError(f"image {image!r}: holds a tag or digest; give the repository alone, the version is the tag")
+    if not _HOST.fullmatch(host) or not _REPOSITORY.fullmatch(path):
+        raise SpecError(f"image {image!r}: not an image name; expected host/folder/name in lower case")
+    return Repository(_DEFAULT_HOST if host in _ALIASES else host, path)
+
+
+def check_version(version: str) -> str:
+    """The version, when it can be an image tag.
+
+    :raises SpecError: it cannot.
+    """
+    if not re.fullmatch(VERSION_PATTERN, version) or version.endswith("\n"):
+        raise SpecError(f"version {version!r}: expected an image tag: letters, digits, '_', '.' and '-', at most 128")
+    return version
+
+
+def connect(image: str, conn: Credentials | None = None) -> Registry:
+    """How to speak to an image's registry, with a Connection's credentials.
+
+    https, unless the Connection says ``http`` (schema, or in front of its host) or the registry is on this machine
+    and the Connection does not say ``https``.
+
+    :param conn: host (``registry.example.com``, optional port), login, password; None: anonymous.
+    :raises SpecError: the Connection belongs to another registry, or its credentials would go over plain http.
+    """
+    repository = parse_image(image)
+    scheme, login, password = "", "", ""
+    if conn is not None:
+        written = conn.host or ""
+        scheme = urlsplit(written).scheme if "://" in written else conn.schema if conn.schema else ""
+        host = written.split("://", 1)[-1].split("/", 1)[0]
+        if host and conn.port and ":" not in host:
+            host = f"{host}:{conn.port}"
+        if host and host.lower() != repository.host.lower() and not (repository.hub and host in _ALIASES):
+            raise SpecError(
+                f"connection {conn.conn_id!r} is for the registry {host}, but the image {image!r} lives on "
+                f"{repository.host}; its credentials were not sent"
+            )
+        login, password = conn.login or "", conn.password or ""
+    if scheme not in ("http", "https"):
+        scheme = "http" if repository.loopback else "https"
+    url = f"{scheme}://{_DEFAULT_API if repository.hub else repository.host}"
+    if login or password:
+        refuse_plain_http(url, target=f"registry {repository.host}")
+    return Registry(repository, url, login, password)
+
+
+def find(image: str, version: str, conn: Credentials | None = None) -> str | None:
+    """The digest (``sha256:…``) behind a tag now, or None when the registry has no such tag.
+
+    https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests
+
+    :raises SpecError: image, version or Connection are not what they have to be.
+    :raises RegistryError: refused, no answer, or an answer that is no manifest.
+    """
+    check_version(version)
+    return _Session(connect(image, conn)).digest(version)
+
+
+def resolve(image: str, version: str, conn: Credentials | None = None) -> str:
+    """The digest (``sha256:…``) behind a tag now. Asks the registry, writes nothing.
+
+    :raises RegistryError: as `find`, and when there is no such tag.
+    """
+    digest = find(image, version, conn)
+    if digest is None:
+        host = parse_image(image).host
+        raise RegistryError(
+            f"has no {image}:{version}; push it first, or give the service a 'build'", target=f"registry {host}"
+        )
+    return digest
+
+
+class _Session:
+    """One conversation with a registry: at most one challenge is answered."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.target = f"registry {registry.repository.host}"
+        self.authorization: str | None = None
+
+    def error(self, message: str, *, retryable: bool = False, retry_after: float | None = None) -> RegistryError:
+        return RegistryError(message, target=self.target, retryable=retryable, retry_after=retry_after)
+
+    def digest(self, tag: str) -> str | None:
+        path = f"/v2/{self.registry.repository.path}/manifests/{tag}"
+        with self._client() as client:
+            # HEAD first: the largest public registry counts a GET as a pull, and limits pulls.
+            response = self._ask(client, "HEAD", path)
+            if response.status_code == 404:
+                return None
+            claimed = response.headers.get("docker-content-digest", "")
+            if response.status_code == 200 and self._manifest(response) and _DIGEST.fullmatch(claimed):
+                return str(claimed)
+            response = self._ask(client, "GET", path)
+        if response.status_code == 404:
+            return None
+        if response.status_code != 200:
+            raise self._refused(response, f"GET {path}")
+        if not self._manifest(response):
+            kind = response.headers.get("content-type", "none")
+            raise self.error(f"answered GET {path} with content type {kind}, no image manifest", retryable=True)
+        return self._verified(response, path)
+
+    def _verified(self, response: httpx.Response, path: str) -> str:
+        digest = "sha256:" + hashlib.sha256(response.content).hexdigest()
+        claimed = response.headers.get("docker-content-digest", "")
+        if claimed.startswith("sha256:") and claimed != digest:
+            raise self.error(
+                f"said {claimed} for {path}, but the manifest it sent is {digest}; something between here and the "
+                "registry alters answers"
+            )
+        return digest
+
+    @staticmethod
+    def _manifest(response: httpx.Response) -> bool:
+        return response.headers.get("content-type", "").split(";")[0].strip().lower() in MANIFEST_TYPES
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx.Client]:
+        # Redirects are not followed: a tag's answer decides what is deployed, and it comes from the registry itself.
+        with httpx.Client(timeout=TIMEOUT, follow_redirects=False) as client:
+            yield client
+
+    def _ask(self, client: httpx.Client, method: str, path: str) -> httpx.Response:
+        url = self.registry.url + path
+        response = self._send(client, method, url, authorization=self.authorization, accept=", ".join(MANIFEST_TYPES))
+        if response.status_code == 401 and self.authorization is None:
+            self.authorization = self._answer_challenge(client, response)
+            response = self._send(
+                client, method, url, authorization=self.authorization, accept=", ".join(MANIFEST_TYPES)
+            )
+        # 405: a registry without HEAD is asked by GET.
+        if response.status_code not in (200, 404, 405) or (response.status_code == 405 and method == "GET"):
+            raise self._refused(response, f"{method} {path}")
+        return response
+
+    def _send(
+        self,
+        client: httpx.Client,
+        method: str,
+        url: str,
+        *,
+        authorization: str | None,
+        accept: str = "application/json",
+        params: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        headers = {"Accept": accept, "User-Agent": "airflow-provider-multideploy"}
+        if authorization:
+            headers["Authorization"] = authorization
+        try:
+            with client.stream(method, url, headers=headers, params=params) as response:
+                body = bytearray()
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > _MANIFEST_LIMIT:
+                        raise self.error(f"answered {method} {urlsplit(url).path} with more than 4 MiB")
+        except httpx.InvalidURL as error:
+            raise self.error(f"cannot be asked: {error}") from error
+        except httpx.HTTPError as error:
+            words = str(error) or type(error).__name__
+            raise self.error(f"does not answer {method} {urlsplit(url).path}: {words}", retryable=True) from error
+        # iter_bytes has decoded the body already
+        kept = [(k, v) for k, v in response.headers.multi_items() if k not in ("content-encoding", "content-length")]
+        return httpx.Response(response.status_code, headers=kept, content=bytes(body), request=response.request)
+
+    def _answer_challenge(self, client: httpx.Client, refused: httpx.Response) -> str:
+        """The Authorization header that a 401 asks for: https://distribution.github.io/distribution/spec/auth/token/"""
+        challenges = {
+            scheme.lower(): {key.lower(): quoted or bare for key, quoted, bare in _PARAMETER.findall(parameters)}
+            for value in refused.headers.get_list("www-authenticate")
+            for scheme, parameters in _CHALLENGE.findall(value)
+        }
+        if "bearer" in challenges:
+            return f"Bearer {self._token(client, challenges['bearer'])}"
+        if "basic" in challenges and self.registry.login:
+            return f"Basic {self.registry.basic()}"
+        raise self._refused(refused, refused.request.method + " " + refused.request.url.path)
+
+    def _token(self, client: httpx.Client, challenge: dict[str, str]) -> str:
+        realm = challenge.get("realm", "")
+        if not realm.startswith(("https://", "http://")):
+            raise self.error(f"asks for a token from {realm!r}, which is no address", retryable=True)
+        scope = challenge.get("scope") or f"repository:{self.registry.repository.path}:pull"
+        params = {"scope": scope} | ({"service": challenge["service"]} if "service" in challenge else {})
+        authorization = None
+        if self.registry.login:
+            refuse_plain_http(realm, target=self.target)
+            authorization = f"Basic {self.registry.basic()}"
+        response = self._send(client, "GET", realm, authorization=authorization, params=params)
+        if response.status_code != 200:
+            raise self._refused(response, f"GET {realm}")
+        try:
+            document = response.json()
+            token = document.get("token") or document.get("access_token")
+        except (ValueError, AttributeError) as error:
+            raise self.error(f"answered GET {realm} with something that is no token document", retryable=True) from error
+        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise self.error(f"answered GET {realm} without a token", retryable=True)
+        return token
+
+    def _refused(self, response: httpx.Response, operation: str) -> RegistryError:
+        status = response.status_code
+        words = _words(response)
+        said = f"answered {operation} with {status}" + (f": {words}" if words else "")
+        if status in (401, 403):
+            who = f"the login {self.registry.login!r} of" if self.registry.login else "no login in"
+            said += f"; it was asked with {who} the registry's connection (registry_conn_id): check that"
+        elif 300 <= status < 400:
+            said += f", a redirect to {response.headers.get('location', '?')}; name that registry in the image"
+        after = response.headers.get("retry-after", "")
+        return self.error(
+            said,
+            retryable=status in (408, 425, 429) or status >= 500,
+            retry_after=float(after) if after.isdecimal() else None,
+        )
+
+
+def _words(response: httpx.Response) -> str:
+    """The registry's own words in an error document, at most 300 characters; empty when it said nothing."""
+    try:
+        errors = response.json()["errors"]
+        text = "; ".join(f"{e.get('code', '')} {e.get('message', '')}".strip() for e in errors)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return text[:300]
