@@ -27,7 +27,7 @@ MANIFEST_TYPES = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 )
-"""What a tag may stand for. Without this Accept header a registry may convert the manifest, which changes its digest."""
+"""What a tag may stand for. Without it as Accept header a registry may convert the manifest: another digest."""
 
 TIMEOUT = 30.0
 """Seconds that one call may take."""
@@ -39,8 +39,8 @@ _MANIFEST_LIMIT = 4 * 1024 * 1024  # the size up to which the specification want
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
-_CHALLENGE = re.compile(r'(basic|bearer)((?:\s*,?\s*[a-z_]+\s*=\s*(?:"[^"]*"|[^\s",]+))*)', re.I)
-_PARAMETER = re.compile(r'([a-z_]+)\s*=\s*(?:"([^"]*)"|([^\s",]+))', re.I)
+_CHALLENGE = re.compile(r'\b(basic|bearer)((?:[\s,]*[a-z_]+=(?:"[^"]*"|[^\s",]+))*)', re.I)
+_PARAMETER = re.compile(r'([a-z_]+)=(?:"([^"]*)"|([^\s",]+))', re.I)
 
 
 class RegistryError(BuildFailed, PlatformError):
@@ -98,9 +98,14 @@ class Registry:
         """Whether it is spoken to without TLS."""
         return self.url.startswith("http:")
 
+    @property
+    def known(self) -> bool:
+        """Whether there are credentials for it."""
+        return bool(self.login or self.password)
+
     def auth_document(self) -> dict[str, Any] | None:
         """The document that docker, buildah and podman read credentials from, or None without credentials."""
-        if not self.login:
+        if not self.known:
             return None
         hosts = (_DEFAULT_HOST, "https://index.docker.io/v1/") if self.repository.hub else (self.repository.host,)
         return {"auths": {host: {"auth": self.basic()} for host in hosts}}
@@ -301,7 +306,7 @@ class _Session:
         }
         if "bearer" in challenges:
             return f"Bearer {self._token(client, challenges['bearer'])}"
-        if "basic" in challenges and self.registry.login:
+        if "basic" in challenges and self.registry.known:
             return f"Basic {self.registry.basic()}"
         raise self._refused(refused, refused.request.method + " " + refused.request.url.path)
 
@@ -312,7 +317,7 @@ class _Session:
         scope = challenge.get("scope") or f"repository:{self.registry.repository.path}:pull"
         params = {"scope": scope} | ({"service": challenge["service"]} if "service" in challenge else {})
         authorization = None
-        if self.registry.login:
+        if self.registry.known:
             refuse_plain_http(realm, target=self.target)
             authorization = f"Basic {self.registry.basic()}"
         response = self._send(client, "GET", realm, authorization=authorization, params=params)
@@ -322,7 +327,9 @@ class _Session:
             document = response.json()
             token = document.get("token") or document.get("access_token")
         except (ValueError, AttributeError) as error:
-            raise self.error(f"answered GET {realm} with something that is no token document", retryable=True) from error
+            raise self.error(
+                f"answered GET {realm} with something that is no token document", retryable=True
+            ) from error
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
             raise self.error(f"answered GET {realm} without a token", retryable=True)
         return token
@@ -332,7 +339,7 @@ class _Session:
         words = _words(response)
         said = f"answered {operation} with {status}" + (f": {words}" if words else "")
         if status in (401, 403):
-            who = f"the login {self.registry.login!r} of" if self.registry.login else "no login in"
+            who = f"the login {self.registry.login!r} of" if self.registry.known else "no login in"
             said += f"; it was asked with {who} the registry's connection (registry_conn_id): check that"
         elif 300 <= status < 400:
             said += f", a redirect to {response.headers.get('location', '?')}; name that registry in the image"

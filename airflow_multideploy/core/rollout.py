@@ -1,7 +1,7 @@
 """One release on one target: the steps between the journal and the platform, free of Airflow.
 
-A deploy task runs `begin`, waits (in the triggerer or in place), and runs `conclude`. Each step may die at any point and
-be called again on another machine.
+A deploy task runs `begin`, waits (in the triggerer or in place), and runs `conclude`. Each step may die at any point
+and be called again on another machine.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_multideploy.core.contract import Observation, Platform, Release, State
-from airflow_multideploy.core.errors import InDoubt, KnownBad, PlatformError
-from airflow_multideploy.core.journal import IN_FLIGHT, Entry, Journal, Phase
+from airflow_multideploy.core.errors import InDoubt, KnownBad, PlatformError, RolloutFailed
+from airflow_multideploy.core.journal import Entry, Journal, Phase
 from airflow_multideploy.core.wait import Clock, persist
+
+CONTINUABLE = frozenset({Phase.PENDING, Phase.SNAPSHOTTED, Phase.DEPLOYING, Phase.VERIFYING})
+"""Phases from which the same run's next attempt goes on."""
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Rollout:
     def begin(self, release: Release) -> Entry:
         """Snapshot, journal the intent, write to the platform, journal the revision; returns without waiting.
 
-        The entry's phase says what is next: ``verifying`` asks for an observation of its handle; anything else is the end.
+        The entry's phase is ``verifying``: next is the final observation of its handle, then `conclude`.
 
         :param release: with the release id of the run; a repeat within the same run gets an id of its own.
         :raises InDoubt: another run's rollout is unsettled here, and the release does not force.
@@ -59,12 +62,15 @@ class Rollout:
             snapshot = entry.snapshot
             if snapshot is None:  # pragma: no cover - set just above; tells the type checker
                 raise AssertionError("no snapshot")
-            entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True))
+            self._still_mine(entry)
+            entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True, settled=False))
             handle = persist(lambda: self.platform.deploy(entry.release, snapshot), clock=self.clock, until=deadline)
         except PlatformError as error:
             self._refused(entry, error)
             raise
-        return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=handle.changed or entry.attempt > 1))
+        self._still_mine(entry)
+        touched = handle.changed or entry.attempt > 1
+        return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=touched))
 
     def conclude(self, entry: Entry, seen: Observation) -> Entry:
         """Journal what the waiting ended with; returns the settled entry, or one that asks for a rollback."""
@@ -88,7 +94,7 @@ class Rollout:
     def _check(self, entry: Entry | None, release: Release) -> None:
         if release.force:
             return
-        if entry is not None and not entry.settled and entry.run_id != self.run_id:
+        if entry is not None and not entry.settled and entry.touched and not self._mine(entry):
             raise InDoubt(
                 f"{self.platform.name}: in doubt: run {entry.run_id!r} left version {entry.release.version} "
                 f"{entry.phase} here ({entry.reason or 'no reason kept'}); clear that run's rollback task, or look at "
@@ -100,28 +106,41 @@ class Rollout:
                 "release another version, or this one with force"
             )
 
+    def _mine(self, entry: Entry) -> bool:
+        return (entry.dag_id, entry.run_id) == (self.dag_id, self.run_id)
+
     def _open(self, release: Release) -> Entry:
         """This rollout's entry: the one an earlier attempt left, or a new one."""
         entry = self.journal.read()
-        mine = entry is not None and entry.run_id == self.run_id and entry.dag_id == self.dag_id
-        if entry is not None and mine and not entry.settled:
-            if entry.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):
-                raise InDoubt(
-                    f"{self.platform.name}: this run's rollback is {entry.phase}; clear its rollback task first, so that "
-                    "the target is in a known state"
-                )
-            if entry.phase in IN_FLIGHT or entry.phase is Phase.PENDING:
+        if entry is not None and self._mine(entry):
+            if entry.phase in CONTINUABLE:
                 return entry.to(entry.phase, attempt=entry.attempt + 1)
+            if not entry.settled and entry.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):
+                raise InDoubt(
+                    f"{self.platform.name}: this run's rollback is {entry.phase}; clear its rollback task first, so "
+                    "that the target is in a known state"
+                )
+            self._check(entry, release)
             return self._again(entry, release)
         self._check(entry, release)
-        if entry is not None and mine:
-            return self._again(entry, release)
         # Forced over another run's unsettled rollout: what was there before *it* is the last state known to be good.
         snapshot = entry.snapshot if entry is not None and not entry.settled and entry.touched else None
         return self._new(release, rollout=1, snapshot=snapshot)
 
+    def _still_mine(self, entry: Entry) -> None:
+        """An attempt that was thought dead must not write after the rollback of its run began.
+
+        :raises RolloutFailed: the journal says that somebody else took over.
+        """
+        now = self.journal.read()
+        if now is not None and (not self._mine(now) or now.rollout != entry.rollout or now.phase not in CONTINUABLE):
+            raise RolloutFailed(
+                f"{self.platform.name}: stopped: since this attempt began, the journal says {now.phase} "
+                f"(run {now.run_id!r})"
+            )
+
     def _again(self, entry: Entry, release: Release) -> Entry:
-        """A repeat within one run (a cleared task): a rollout of its own, which keeps an unsettled one's snapshot."""
+        """A repeat within one run (a cleared task): a rollout of its own; it keeps an unsettled one's snapshot."""
         keep = None if entry.settled else entry.snapshot
         return self._new(release, rollout=entry.rollout + 1, snapshot=keep)
 
@@ -140,14 +159,21 @@ class Rollout:
         )
 
     def _refused(self, entry: Entry, error: PlatformError) -> None:
-        """Journal an error that a retry cannot heal, so that the rollback knows; the caller raises it."""
-        phase = Phase.UNKNOWN if error.retryable and entry.touched else Phase.FAILED
+        """Journal why an attempt ended; the caller raises it.
+
+        A retryable error leaves the phase as it is: Airflow's next try continues from there.
+        """
+        phase = entry.phase if error.retryable else Phase.FAILED
+        if entry.phase is Phase.SNAPSHOTTED or entry.snapshot is None:
+            phase = Phase.PENDING if error.retryable else Phase.FAILED
+        failed = phase is Phase.FAILED
         self.journal.write(
             entry.to(
                 phase,
-                deployed=phase,
+                deployed=phase if failed else None,
                 settled=not entry.touched,
                 reason=str(error),
-                ended_at=self.clock.time(),
+                deadline=entry.deadline if entry.touched else None,
+                ended_at=self.clock.time() if failed else None,
             )
         )

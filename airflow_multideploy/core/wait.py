@@ -110,14 +110,12 @@ class Watch:
         return max(0.05, min(seconds * self._rng.uniform(0.8, 1.2), self.deadline - now))
 
 
-def follow(look: Callable[[], Observation], *, watch: Watch, clock: Clock, stopped: Callable[[], bool]) -> Observation:
+def follow(look: Callable[[], Observation], *, watch: Watch, clock: Clock) -> Observation:
     """The final observation of a rollout, waited for in this process.
 
-    :param stopped: asked before each look; True ends the waiting as ``unknown``.
+    A clock whose ``sleep`` raises ends the waiting with that exception.
     """
     while True:
-        if stopped():
-            return Observation(state=State.UNKNOWN, reason="stopped while waiting")
         seen: Observation | PlatformError
         try:
             seen = look()

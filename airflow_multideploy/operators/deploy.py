@@ -1,18 +1,258 @@
-"""placeholder, replaced within minutes"""
+"""The deploy task of one target: thin, the steps are in `airflow_multideploy.core.rollout`."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, ClassVar, NoReturn
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, BaseOperatorLink, Context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from airflow_multideploy.core.contract import Observation, Platform, Release
+from airflow_multideploy.core.errors import (
+    InDoubt,
+    KnownBad,
+    PlatformError,
+    RolloutFailed,
+    SpecError,
+    UnknownPlatform,
+)
+from airflow_multideploy.core.journal import GOOD, Entry, Phase
+from airflow_multideploy.core.models import Edge
+from airflow_multideploy.core.plan import release_id
+from airflow_multideploy.core.rollout import Rollout
+from airflow_multideploy.core.status import TargetResult, result_of
+from airflow_multideploy.core.wait import Watch, follow
+from airflow_multideploy.operators.state import Final, TaskClock, journal, pull_plan, target_asset
+from airflow_multideploy.platforms import adapter
+from airflow_multideploy.triggers import RolloutTrigger
+
+ROLLOUT = "rollout"
+"""XCom key of a target's result document."""
+CONSOLE = "console_url"
+
+
+class ConsoleLink(BaseOperatorLink):
+    """Leads from a task to its target in the platform's own console."""
+
+    name = "Platform console"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address that the task pushed, or nothing before it did."""
+        from airflow.sdk.execution_time.xcom import XCom
+
+        return XCom.get_value(key=CONSOLE, ti_key=ti_key) or ""
 
 
 class DeployOperator(BaseOperator):
-    """Base of every platform's deploy operator."""
+    """Releases one version to one target, waits until that version serves, and journals all of it.
 
-    kind: ClassVar[str]
-    template_fields = ("version", "image", "config")
+    Each platform derives a class with typed arguments. In a hand-written DAG give ``version`` and ``image``; in a DAG
+    of the factory both, and the config, come from the run's frozen plan. A failed rollout is not retried; a platform
+    that does not answer is.
 
-    def __init__(self, *, config: dict[str, Any], version: str = "", image: str = "", **kwargs: Any) -> None:
+    :param config: the target's settings as in the catalog.
+    :param version: what is released.
+    :param image: full image reference; default: the plan's.
+    :param service_name: name of the service in journal and messages; default: the DAG's id.
+    :param target: name of the target; default: the task's id.
+    :param force: write even when the release is live, in doubt, or known as bad.
+    :param deferrable: wait in the triggerer (default) or in the worker.
+    :param plan_task_id: the task that froze the plan.
+    :param build_task_id: the task that built the image, when one did.
+    :param custom_name: what the UI calls this kind of task; default: the class.
+    """
+
+    kind: ClassVar[str] = ""
+    template_fields: Sequence[str] = ("version", "image", "reason", "config")
+    ui_color = "#e8f4ea"
+    operator_extra_links = (ConsoleLink(),)
+
+    def __init__(
+        self,
+        *,
+        config: dict[str, Any] | None = None,
+        version: str = "",
+        image: str = "",
+        reason: str = "",
+        service_name: str | None = None,
+        target: str | None = None,
+        force: bool = False,
+        timeout: float | None = None,
+        rollback_timeout: float | None = None,
+        poll_interval: float | None = None,
+        first_deploy: str | None = None,
+        critical: bool | None = None,
+        depends_on: Sequence[Edge] = (),
+        deferrable: bool = True,
+        plan_task_id: str | None = None,
+        build_task_id: str | None = None,
+        custom_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.config, self.version, self.image = config, version, image
+        common = {
+            "timeout": timeout,
+            "rollback_timeout": rollback_timeout,
+            "poll_interval": poll_interval,
+            "first_deploy": first_deploy,
+            "critical": critical,
+        }
+        given = {"platform": self.kind, **(config or {}), **common} if self.kind else {**(config or {}), **common}
+        self.config = {key: value for key, value in given.items() if value is not None}
+        self.version, self.image, self.reason, self.force = version, image, reason, force
+        self.service_name = service_name or self.dag_id
+        self.target = target or self.task_id
+        self.deferrable = deferrable
+        self.plan_task_id, self.build_task_id = plan_task_id, build_task_id
+        if custom_name:
+            self.custom_operator_name = custom_name
+        self.edges = tuple(depends_on)
+        self.inlets = [
+            *self.inlets,
+            *(target_asset(self.service_name, name) for name in (self.target, *(e.target for e in self.edges))),
+        ]
+        self._clock = TaskClock()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Start the rollout, wait for it, and return the target's result document."""
+        release, config = self._resolve(context)
+        try:
+            platform = adapter(config, service=self.service_name, target=self.target)
+            rollout = self._rollout(context, platform)
+            self.log.info("%s: releasing %s as %s", platform.name, release.image, release.release_id)
+            entry = rollout.begin(release)
+        except (SpecError, UnknownPlatform, InDoubt, KnownBad, RolloutFailed) as error:
+            self._push(context, TargetResult(target=self.target, deployed=Phase.FAILED, reason=str(error)))
+            raise Final(str(error)) from error
+        except PlatformError as error:
+            self._push(context, self._result(context))
+            if error.retryable:
+                raise
+            raise Final(str(error)) from error
+        context["ti"].xcom_push(CONSOLE, platform.console_url(entry.handle))
+        self._clock.check()
+        if self.deferrable:
+            self._defer(entry)
+        seen = follow(lambda: platform.observe(_handle(entry)), watch=_watch(entry, platform), clock=self._clock)
+        return self._conclude(context, rollout, entry, seen)
+
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Journal what the triggerer saw, and return the target's result document."""
+        entry = journal(context, self.service_name, self.target).read()
+        if entry is None or entry.run_id != context["run_id"] or entry.phase is not Phase.VERIFYING:
+            state = "nothing" if entry is None else f"{entry.phase} of run {entry.run_id!r}"
+            raise Final(f"{self.service_name}/{self.target}: the journal says {state}; somebody else took over")
+        platform = adapter(dict(entry.config), service=self.service_name, target=self.target)
+        return self._conclude(context, self._rollout(context, platform), entry, Observation.model_validate(event))
+
+    def on_kill(self) -> None:
+        """Stop waiting; what was written is undone by the rollback task, from the journal."""
+        self._clock.stop()
+
+    def _rollout(self, context: Context, platform: Platform[Any]) -> Rollout:
+        return Rollout(
+            platform,
+            journal(context, self.service_name, self.target),
+            self._clock,
+            dag_id=self.dag_id,
+            run_id=context["run_id"],
+        )
+
+    def _defer(self, entry: Entry) -> NoReturn:
+        deadline = entry.deadline or 0.0
+        self.defer(
+            trigger=RolloutTrigger(
+                service=self.service_name,
+                target=self.target,
+                config=dict(entry.config),
+                handle=_handle(entry).dump(),
+                deadline=deadline,
+            ),
+            method_name="resume",
+            # Only for a triggerer that is gone: the deadline itself is the trigger's.
+            timeout=timedelta(seconds=max(deadline - self._clock.time(), 0.0) + 120),
+        )
+        raise AssertionError("unreachable: defer raises")
+
+    def _conclude(self, context: Context, rollout: Rollout, entry: Entry, seen: Observation) -> dict[str, Any]:
+        entry = rollout.conclude(entry, seen)
+        result = result_of(entry, critical=True)
+        self._push(context, result)
+        if entry.phase not in GOOD:
+            message = f"{rollout.platform.name}: version {entry.release.version} {entry.phase}: {entry.reason}"
+            raise Final(message) from RolloutFailed(message)
+        self.log.info("%s: %s is %s %s", rollout.platform.name, entry.release.version, entry.phase, entry.reason)
+        return result.dump()
+
+    def _resolve(self, context: Context) -> tuple[Release, dict[str, Any]]:
+        """The release and the config: from the frozen plan, or from the arguments."""
+        if self.plan_task_id is None:
+            return self._own_release(context), self.config
+        plan = pull_plan(context, self.plan_task_id)
+        if plan is None:
+            raise AirflowSkipException("the plan was refused; nothing is deployed")
+        if plan.dry_run or self.target not in plan.selected:
+            self._skip(context, "dry run" if plan.dry_run else "")
+        self._check_edges(context, set(plan.selected))
+        release = plan.release
+        if self.build_task_id is not None:
+            built = context["ti"].xcom_pull(task_ids=self.build_task_id, key="return_value")
+            if not built:
+                raise AirflowSkipException("the build did not end well; nothing is deployed")
+            release = release.model_copy(update={"image": built["image"], "digest": built.get("digest")})
+        return release, plan.config(self.target)
+
+    def _own_release(self, context: Context) -> Release:
+        if not self.image:
+            raise Final(f"{self.task_id}: image: missing; give the full image reference")
+        return Release(
+            service=self.service_name,
+            version=self.version or self.image.rpartition(":")[2],
+            image=self.image,
+            release_id=release_id(self.dag_id, context["run_id"]),
+            reason=self.reason,
+            force=self.force,
+        )
+
+    def _check_edges(self, context: Context, selected: set[str]) -> None:
+        """Go on, or skip, by what the targets before this one came to. One that was not selected counts as live."""
+        for edge in self.edges:
+            if edge.target not in selected:
+                continue
+            entry = journal(context, self.service_name, edge.target).read()
+            ended = entry.phase if entry is not None and entry.run_id == context["run_id"] else Phase.SKIPPED
+            outcome = "succeeded" if ended in GOOD else "skipped" if ended is Phase.SKIPPED else "failed"
+            if edge.when == outcome or (edge.when == "completed" and outcome != "skipped"):
+                continue
+            why = f"waits for {edge.target} {edge.when}, which is {outcome}"
+            if edge.when == "succeeded" and outcome == "failed":
+                result = TargetResult(target=self.target, reason=why)
+                self._push(context, result)
+                raise AirflowSkipException(why)
+            self._skip(context, why)
+
+    def _skip(self, context: Context, why: str) -> NoReturn:
+        result = TargetResult(target=self.target, phase=Phase.SKIPPED, deployed=Phase.SKIPPED, reason=why)
+        self._push(context, result)
+        raise AirflowSkipException(why or "not selected in this run")
+
+    def _result(self, context: Context) -> TargetResult:
+        entry = journal(context, self.service_name, self.target).read()
+        if entry is None or entry.run_id != context["run_id"]:
+            return TargetResult(target=self.target, deployed=Phase.FAILED)
+        return result_of(entry, critical=True)
+
+    def _push(self, context: Context, result: TargetResult) -> None:
+        context["ti"].xcom_push(ROLLOUT, result.dump())
+
+
+def _handle(entry: Entry) -> Any:
+    if entry.handle is None:
+        raise AssertionError("a rollout that is being verified has a handle")
+    return entry.handle
+
+
+def _watch(entry: Entry, platform: Platform[Any]) -> Watch:
+    return Watch(deadline=entry.deadline or 0.0, interval=platform.config.poll_interval)

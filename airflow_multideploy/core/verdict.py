@@ -1,0 +1,133 @@
+"""What is to be said and done about a release once its deploys have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from airflow_multideploy.core.contract import Document
+from airflow_multideploy.core.journal import GOOD, IN_FLIGHT, Phase
+from airflow_multideploy.core.models import Policy, Strategy, TargetConfig
+from airflow_multideploy.core.plan import waves
+from airflow_multideploy.core.rollback import select
+from airflow_multideploy.core.status import (
+    Figures,
+    Status,
+    TargetResult,
+    critical_targets,
+    figures,
+    overall,
+    policy_met,
+)
+
+
+class Rules(Document):
+    """What a service says about success and rollback."""
+
+    policy: Policy = "all"
+    strategy: Strategy = "all"
+    keep_on_cancel: bool = False
+
+
+class Verdict(Document):
+    """The one result document of a release.
+
+    :param restore: targets that go back, or went back.
+    :param reason: why, in one paragraph, the worst first.
+    """
+
+    service: str
+    version: str
+    status: Status
+    met: bool
+    cancelled: bool
+    dry_run: bool = False
+    rules: Rules
+    restore: tuple[str, ...]
+    reason: str
+    results: tuple[TargetResult, ...]
+    figures: Figures
+
+
+def judge(
+    results: Mapping[str, TargetResult],
+    targets: Mapping[str, TargetConfig],
+    *,
+    service: str,
+    version: str,
+    rules: Rules,
+    cancelled: bool = False,
+    dry_run: bool = False,
+    refused: str = "",
+    final: bool = True,
+) -> Verdict:
+    """The verdict; asked again after the rollbacks, it selects the same targets and tells how they ended.
+
+    :param results: by target; deploy tasks are over, so one that is still in flight died and counts as failed.
+    :param refused: why nothing was started (a refused plan, a failed build), when that is so.
+    :param final: False before the rollbacks: the status then says what the deploys alone came to.
+    """
+    marks = {name: target.critical for name, target in targets.items()}
+    critical = critical_targets(marks)
+    ended = [_ended(result).model_copy(update={"critical": critical[name]}) for name, result in results.items()]
+    met = not refused and policy_met(ended, rules.policy, any_marked=any(mark is True for mark in marks.values()))
+    undo = cancelled and not rules.keep_on_cancel
+    if cancelled and rules.keep_on_cancel:
+        restore = frozenset[str]()
+    else:
+        restore = select(ended, targets, met=met and not cancelled, strategy=rules.strategy, cancelled=undo)
+    status = Status.NOT_STARTED if refused else overall(
+        ended, met=met and not cancelled, restore=restore if final else ()
+    )
+    return Verdict(
+        service=service,
+        version=version,
+        status=status,
+        met=met,
+        cancelled=cancelled,
+        dry_run=dry_run,
+        rules=rules,
+        restore=tuple(name for wave in reversed(waves(targets)) for name in wave if name in restore),
+        reason=refused or _reason(ended, cancelled),
+        results=tuple(ended),
+        figures=figures(ended, waves(targets)),
+    )
+
+
+def _ended(result: TargetResult) -> TargetResult:
+    if result.deployed in IN_FLIGHT - {Phase.ROLLING_BACK}:
+        reason = result.reason or f"the task ended while {result.phase}"
+        return result.model_copy(update={"deployed": Phase.FAILED, "reason": reason})
+    return result
+
+
+def _reason(results: Iterable[TargetResult], cancelled: bool) -> str:
+    parts = ["the run was stopped by hand"] if cancelled else []
+    worst = (Phase.ROLLBACK_FAILED, Phase.UNKNOWN, Phase.ROLLING_BACK)
+    for result in sorted(results, key=lambda r: r.phase not in worst):
+        if result.phase in GOOD and result.verified:
+            continue
+        if result.phase is Phase.SKIPPED and not result.reason:
+            continue
+        said = f" ({result.reason})" if result.reason else ""
+        parts.append(f"{result.target}: {result.phase}{said}")
+    return "; ".join(parts)
+
+
+def table(verdict: Verdict) -> list[dict[str, str]]:
+    """The results as rows of text, for people."""
+
+    def seconds(start: float | None, end: float | None) -> str:
+        return f"{end - start:.1f}" if start is not None and end is not None else ""
+
+    return [
+        {
+            "target": r.target,
+            "platform": r.platform,
+            "deploy": str(r.deployed),
+            "now": str(r.phase) + ("" if r.verified else " (not verified)"),
+            "seconds": seconds(r.started_at, r.ended_at),
+            "rollback seconds": seconds(r.rollback_started_at, r.rollback_ended_at),
+            "reason": r.reason,
+        }
+        for r in verdict.results
+    ]

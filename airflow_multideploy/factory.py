@@ -1,0 +1,239 @@
+"""From the catalog to DAGs: one per service."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG, BaseOperator, Context, Param, TaskGroup, get_parsing_context
+
+from airflow_multideploy import variables
+from airflow_multideploy.core.catalog import parse_service
+from airflow_multideploy.core.errors import SpecError
+from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Service
+from airflow_multideploy.core.plan import waves
+from airflow_multideploy.operators.build import BuildImageOperator
+from airflow_multideploy.operators.deploy import DeployOperator
+from airflow_multideploy.operators.plan import PlanOperator
+from airflow_multideploy.operators.release import finish
+from airflow_multideploy.operators.state import Final
+from airflow_multideploy.platforms import config_type
+
+START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+CATALOG_DAG = "multideploy_catalog"
+"""Stands in the list of DAGs when the catalog as a whole cannot be read."""
+PLAN, BUILD = "plan", "build"
+RETRY_DELAY = dt.timedelta(seconds=5)
+
+
+def service_dags(catalog: str | Path | None = None) -> dict[str, DAG]:
+    """One DAG per service; ``globals().update(service_dags())`` in a DAG file is all it takes.
+
+    A service that is broken becomes a DAG that shows its error, and harms no other. In a task's process only that
+    task's DAG is built, from the config that its run has frozen.
+
+    :param catalog: a YAML or JSON file; default: the Variables ``multideploy_services`` and ``multideploy_defaults``.
+    """
+    context = get_parsing_context()
+    if context.dag_id is not None:
+        return _only(context.dag_id, planning=context.task_id == PLAN, catalog=catalog)
+    try:
+        entries, defaults = _entries(catalog)
+    except (SpecError, OSError) as error:
+        entries, defaults = {CATALOG_DAG: error}, None
+    dags = {name: _dag(name, entry, defaults) for name, entry in entries.items()}
+    for key in variables.keys(variables.FROZEN):
+        # A run in flight keeps its DAG as it was when it began: the scheduler drops the runs of a DAG that vanished.
+        name = key.removeprefix(variables.FROZEN)
+        if (service := variables.frozen(name)) is not None:
+            dags[name] = _dag(name, service, None)
+    return dags
+
+
+def _only(name: str, *, planning: bool, catalog: str | Path | None) -> dict[str, DAG]:
+    if not planning and (service := variables.frozen(name)) is not None:
+        return {name: _dag(name, service, None)}
+    if catalog is not None:
+        entries, defaults = _entries(catalog)
+        entry = entries.get(name)
+    else:
+        entry, defaults = variables.read_entry(name)
+    return {} if entry is None else {name: _dag(name, entry, defaults)}
+
+
+def _entries(catalog: str | Path | None) -> tuple[dict[str, Any], Any]:
+    if catalog is None:
+        return variables.read_catalog()
+    return read_file(catalog)
+
+
+def read_file(path: str | Path) -> tuple[dict[str, Any], Any]:
+    """The entries of a catalog file and its ``defaults`` (None where it has none).
+
+    :raises SpecError: no YAML or JSON mapping.
+    :raises OSError: the file cannot be read.
+    """
+    import yaml
+
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = str(getattr(error, "problem_mark", "")).strip()
+        raise SpecError(f"{path}: is no YAML or JSON{': ' + place if place else ''}; mend it") from None
+    if not isinstance(document, Mapping):
+        raise SpecError(f"{path}: expected a mapping of service name to service, got {type(document).__name__}")
+    if set(document) <= {"services", "defaults"} and isinstance(document.get("services"), Mapping):
+        return dict(document["services"]), document.get("defaults")
+    return dict(document), None
+
+
+def _dag(name: str, entry: Any, defaults: Any) -> DAG:
+    try:
+        if isinstance(entry, Exception):
+            raise entry
+        return service_dag(name, parse_service(name, entry, defaults=defaults, config_type=config_type))
+    except (SpecError, OSError) as error:
+        return error_dag(name, error)
+    except Exception as error:  # noqa: BLE001 - any error in a DAG file makes every DAG in it stale
+        return error_dag(name, error)
+
+
+def service_dag(name: str, service: Service) -> DAG:
+    """The release DAG of one service: plan → build → deploys → aggregate_status → rollbacks → finalize."""
+    with DAG(
+        dag_id=name,
+        description=service.description or f"Releases {name} to {len(service.targets)} targets",
+        schedule=service.schedule,
+        start_date=START,
+        catchup=False,
+        max_active_runs=1,
+        max_active_tasks=max(16, len(service.targets)),
+        tags=["multideploy", *service.tags],
+        params=_params(service),
+        doc_md=describe(name, service),
+        default_args={"owner": service.owner, "retries": service.retries, "retry_delay": RETRY_DELAY},
+    ) as dag:
+        first: BaseOperator = PlanOperator(task_id=PLAN, name=name, service=service)
+        if service.build is not None:
+            build = BuildImageOperator(task_id=BUILD, plan_task_id=PLAN)
+            first >> build
+            first = build
+        build_id = BUILD if service.build is not None else None
+        deploys: dict[str, DeployOperator] = {}
+        for wave in waves(service.targets):
+            for target in wave:
+                deploys[target] = _deploy(name, service, target, build_id)
+        roots = [d for target, d in deploys.items() if not service.targets[target].depends_on]
+        first >> roots
+        for target, config in service.targets.items():
+            for edge in config.depends_on:
+                deploys[edge.target] >> deploys[target]
+        finish(
+            [deploys[target] for target in service.targets],
+            plan_task_id=PLAN,
+            build_task_id=build_id,
+            deferrable=service.deferrable,
+            retries=service.retries,
+        )
+    return dag
+
+
+def _deploy(name: str, service: Service, target: str, build_id: str | None) -> DeployOperator:
+    config = service.targets[target]
+    with TaskGroup(target, tooltip=config.platform):
+        return DeployOperator(
+            task_id="deploy",
+            service_name=name,
+            target=target,
+            depends_on=config.depends_on,
+            trigger_rule="all_done" if config.depends_on else "all_success",
+            deferrable=service.deferrable,
+            plan_task_id=PLAN,
+            build_task_id=build_id,
+            custom_name=config.platform,
+        )
+
+
+def _params(service: Service) -> dict[str, Param]:
+    names = list(service.targets)
+    version: dict[str, Any] = {"type": "string", "pattern": VERSION_PATTERN, "title": "Version"}
+    if service.version is not None:
+        version["default"] = service.version
+    return {
+        "version": Param(description="image tag to release", **version),
+        "targets": Param(
+            default=names,
+            type="array",
+            items={"type": "string", "enum": names},
+            examples=names,
+            minItems=1,
+            uniqueItems=True,
+            title="Targets",
+            description="where to release",
+        ),
+        "reason": Param(
+            default="", type="string", maxLength=500, title="Reason", description="why; kept with the release"
+        ),
+        "dry_run": Param(default=False, type="boolean", title="Dry run", description="plan only, write nothing"),
+        "force": Param(
+            default=False,
+            type="boolean",
+            title="Force",
+            description="write even where the version is live, known as bad, or another run is in doubt",
+        ),
+    }
+
+
+def describe(name: str, service: Service) -> str:
+    """The DAG's documentation: targets, order and policies, as Markdown."""
+    policy = service.success.policy
+    success = f"at least {policy.at_least} targets" if isinstance(policy, AtLeast) else f"{policy} targets"
+    lines = [
+        f"# {name}",
+        service.description,
+        f"Releases `{service.artifact.image}`. Succeeds with **{success}**; otherwise rolls back "
+        f"**{service.rollback.strategy}**. Marking a run failed: **{service.rollback.cancel}**.",
+        "",
+        "| wave | target | platform | after | critical | time-out |",
+        "|---|---|---|---|---|---|",
+    ]
+    for number, wave in enumerate(waves(service.targets), start=1):
+        for target in wave:
+            config = service.targets[target]
+            after = ", ".join(e.target if e.when == "succeeded" else f"{e.target} {e.when}" for e in config.depends_on)
+            critical = "" if config.critical is None else str(config.critical).lower()
+            lines.append(f"| {number} | {target} | {config.platform} | {after} | {critical} | {config.timeout:g} s |")
+    return "\n".join(lines)
+
+
+class CatalogErrorOperator(BaseOperator):
+    """Fails with the error of a service that is broken in the catalog."""
+
+    def __init__(self, *, error: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.error = error
+
+    def execute(self, context: Context) -> None:
+        """Raise the error."""
+        raise Final(self.error)
+
+
+def error_dag(name: str, error: Exception) -> DAG:
+    """What a broken service shows instead of its DAG: the error, with every problem on a line."""
+    import re
+
+    dag_id = name if re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", name) else CATALOG_DAG
+    problems = error.problems if isinstance(error, SpecError) else (f"{type(error).__name__}: {error}",)
+    with DAG(
+        dag_id=dag_id,
+        description=f"BROKEN: {problems[0]}"[:500],
+        schedule=None,
+        start_date=START,
+        tags=["multideploy", "broken"],
+        doc_md="\n".join([f"# {name}: broken in the catalog", "", *(f"- {problem}" for problem in problems)]),
+        max_active_runs=1,
+    ) as dag:
+        CatalogErrorOperator(task_id="show_error", error=str(error), retries=0)
+    return dag

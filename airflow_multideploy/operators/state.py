@@ -1,0 +1,68 @@
+"""Where a release's records live in Airflow: one asset per target, its journal in that asset's state store."""
+
+from __future__ import annotations
+
+import threading
+
+from airflow.sdk import Asset, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_multideploy.core.errors import MultideployError
+from airflow_multideploy.core.journal import Journal
+from airflow_multideploy.core.plan import Plan
+from airflow_multideploy.core.wait import SystemClock
+
+GROUP = "multideploy"
+
+
+def target_asset(service: str, target: str) -> Asset:
+    """The asset of one target; a task needs it as inlet or outlet to reach its journal."""
+    return Asset(name=f"{service}/{target}", uri=f"multideploy://{service}/{target}", group=GROUP)
+
+
+def service_asset(service: str) -> Asset:
+    """The asset of a service: gets an event for each release that ends well."""
+    return Asset(name=service, uri=f"multideploy://{service}", group=GROUP)
+
+
+def journal(context: Context, service: str, target: str) -> Journal:
+    """The journal of one target, out of a running task."""
+    return Journal(context["asset_state_store"][target_asset(service, target)])
+
+
+def pull_plan(context: Context, task_id: str) -> Plan | None:
+    """The plan of this run, or None when the plan task did not get that far."""
+    document = context["ti"].xcom_pull(task_ids=task_id, key="return_value")
+    return None if document is None else Plan.model_validate(document)
+
+
+class Final(MultideployError, AirflowFailException):
+    """An error that another try cannot heal: Airflow does not retry it."""
+
+
+class Stopped(MultideployError, AirflowException):
+    """The task was told to stop; the journal says how far it came."""
+
+
+class TaskClock(SystemClock):
+    """The machine's clock, whose ``sleep`` ends with `Stopped` when the task is killed."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End the current ``sleep``, and every later one."""
+        self._stop.set()
+
+    def check(self) -> None:
+        """Raise `Stopped` when the task was killed."""
+        if self._stop.is_set():
+            raise Stopped("the task was told to stop; the run's rollback continues from the journal")
+
+    def sleep(self, seconds: float) -> None:
+        """Wait.
+
+        :raises Stopped: the task was killed.
+        """
+        self._stop.wait(seconds)
+        self.check()

@@ -1,0 +1,159 @@
+"""Calls to AWS for the platforms on it: the same steps on boto3 and on aiobotocore, and one mapping of errors.
+
+A platform says what to call as a generator (`Steps`) that yields operations and receives answers; whether that happens
+in a worker or in the triggerer is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import Field
+
+from airflow_multideploy.core.contract import Platform
+from airflow_multideploy.core.errors import PlatformError
+from airflow_multideploy.core.models import TargetConfig
+from airflow_multideploy.platforms import missing_extra, refuse_plain_http
+
+Json = dict[str, Any]
+T = TypeVar("T")
+Steps = Generator[tuple[str, Json], Json, T]
+"""Calls to make, one after the other, and a result. A refused call is raised where it was yielded."""
+_THROTTLED = frozenset(
+    {
+        "ThrottlingException",
+        "Throttling",
+        "ThrottledException",
+        "RequestLimitExceeded",
+        "TooManyRequestsException",
+        "RequestThrottled",
+        "ServerException",
+        "ServiceUnavailable",
+        "ServiceUnavailableException",
+        "InternalFailure",
+        "InternalServerError",
+        "RequestTimeout",
+        "RequestTimeoutException",
+    }
+)
+"""Error codes that pass by themselves; AWS answers most of them with HTTP status 400."""
+
+
+class AwsConfig(TargetConfig):
+    """What every target on AWS has.
+
+    :param region: None takes the Connection's.
+    """
+
+    region: Annotated[str, Field(min_length=1)] | None = None
+
+
+C = TypeVar("C", bound=AwsConfig)
+
+
+class AwsPlatform(Platform[C]):
+    """Base of the platforms on AWS. Credentials, region and endpoint come from an Airflow Connection of type ``aws``."""
+
+    client_type: ClassVar[str]
+    answers: ClassVar[Mapping[str, str]]
+    """Per operation the member without which an answer is none: botocore reads a body that is no JSON as an empty one."""
+
+    def _run(self, steps: Steps[T]) -> T:
+        from airflow.sdk import BaseHook
+
+        with self._errors("connection"):
+            client = self._hook(BaseHook.get_connection(self.config.conn_id)).get_client_type()
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    with self._errors(call[0]):
+                        answer = self._answer(call[0], getattr(client, call[0])(**call[1]))
+                except PlatformError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            client.close()
+
+    async def _arun(self, steps: Steps[T]) -> T:
+        from airflow.sdk import BaseHook
+
+        with self._errors("connection"):
+            hook = self._hook(await BaseHook.aget_connection(self.config.conn_id))
+            context = await hook.get_async_conn()
+        async with context as client:
+            try:
+                call = next(steps)
+                while True:
+                    try:
+                        with self._errors(call[0]):
+                            answer = self._answer(call[0], await getattr(client, call[0])(**call[1]))
+                    except PlatformError as error:
+                        call = steps.throw(error)
+                    else:
+                        call = steps.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    def _hook(self, connection: Any) -> Any:
+        """The provider's hook for this Connection: no retries of its own, 30 s per call."""
+        try:
+            from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
+            from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
+            from botocore.config import Config
+        except ImportError as error:
+            raise missing_extra("aws", error) from error
+        limits = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 1})
+        hook = AwsBaseHook(client_type=self.client_type)
+        # Given, not looked up by the hook: that one takes the machine's own credentials when the Connection is missing.
+        wrapper = AwsConnectionWrapper(conn=connection, region_name=self.config.region)
+        wrapper.botocore_config = (wrapper.botocore_config or Config()).merge(limits)
+        hook.conn_config = wrapper
+        for service in (self.client_type, "sts"):
+            refuse_plain_http(wrapper.get_service_endpoint_url(service) or "", target=self.name)
+        return hook
+
+    def _answer(self, operation: str, answer: Json) -> Json:
+        if self.answers[operation] not in answer:
+            raise self.error(f"{self._what(operation)}: the answer is no document of the API", retryable=True)
+        return answer
+
+    @contextmanager
+    def _errors(self, operation: str) -> Iterator[None]:
+        """Maps what botocore raises. No message repeats a credential: botocore's own name hosts and parameters only."""
+        try:
+            from airflow.exceptions import AirflowNotFoundException
+            from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, SSLError
+            from botocore.parsers import ResponseParserError
+        except ImportError as error:
+            raise missing_extra("aws", error) from error
+        what = self._what(operation)
+        try:
+            yield
+        except ClientError as error:
+            code, words = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
+            meta = error.response.get("ResponseMetadata", {})
+            status = int(meta.get("HTTPStatusCode", 0))
+            raise self.error(
+                f"{what} refused: {code}: {words}",
+                retryable=code in _THROTTLED or status == 429 or status >= 500,
+                retry_after=_seconds(meta.get("HTTPHeaders", {}).get("retry-after")),
+            ) from error
+        except (ConnectionError, HTTPClientError, ResponseParserError) as error:
+            retryable = not isinstance(error, SSLError)
+            raise self.error(f"{what}: no usable answer: {error}", retryable=retryable) from error
+        except (BotoCoreError, AirflowNotFoundException) as error:
+            raise self.error(f"{what} with connection {self.config.conn_id!r}: {error}") from error
+
+    def _what(self, operation: str) -> str:
+        api = "".join(word.capitalize() for word in operation.split("_"))
+        return f"{self.client_type.upper()} {api}"
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.replace(".", "", 1).isdigit() else None

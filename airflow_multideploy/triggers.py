@@ -1,0 +1,74 @@
+"""The one trigger: waits for any platform's rollout or rollback."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_multideploy.core.contract import Handle, Observation
+from airflow_multideploy.core.errors import PlatformError
+from airflow_multideploy.core.wait import Watch
+from airflow_multideploy.platforms import adapter
+
+
+class RolloutTrigger(BaseTrigger):
+    """Fires once, with the final `Observation` of a rollout as JSON.
+
+    :param config: the target's resolved config.
+    :param handle: what ``deploy`` or ``rollback`` returned, as JSON.
+    :param deadline: epoch seconds; absolute, so that a triggerer's restart does not extend it.
+    """
+
+    def __init__(
+        self, *, service: str, target: str, config: dict[str, Any], handle: dict[str, Any], deadline: float
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.service, self.target, self.config, self.handle, self.deadline = service, target, config, handle, deadline
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Where this class is, and its arguments."""
+        return (
+            "airflow_multideploy.triggers.RolloutTrigger",
+            {
+                "service": self.service,
+                "target": self.target,
+                "config": self.config,
+                "handle": self.handle,
+                "deadline": self.deadline,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look, wait, look again; ends with the final observation at the deadline at the latest."""
+        # Loading an SDK takes up to seconds; in a thread, so that the other triggers' polls go on meanwhile.
+        platform = await asyncio.to_thread(adapter, self.config, service=self.service, target=self.target)
+        handle = Handle.model_validate(self.handle)
+        watch = Watch(deadline=self.deadline, interval=platform.config.poll_interval)
+        reported = ""
+        while True:
+            seen: Observation | PlatformError
+            try:
+                async with asyncio.timeout(max(platform.config.poll_interval, 60.0)):
+                    seen = await platform.aobserve(handle)
+            except PlatformError as error:
+                seen = error
+            except TimeoutError:
+                seen = platform.error("no answer within 60 seconds", retryable=True)
+            judged = watch.judge(seen, now=time.time())
+            if isinstance(judged, Observation):
+                yield TriggerEvent(judged.dump())  # type: ignore[no-untyped-call]
+                return
+            if (said := str(seen if isinstance(seen, PlatformError) else seen.reason)) != reported:
+                reported = said
+                self.log.info("%s: %s", platform.name, said)
+            # After a restart of the triggerer all triggers start at once: spread the next looks.
+            await asyncio.sleep(judged * random.uniform(0.9, 1.0))  # noqa: S311 - jitter, not secrets
+
+    async def on_kill(self) -> None:
+        """Say so; nothing is undone here, because a kill is too late and not certain: the rollback task does it."""
+        self.log.info("%s/%s: no longer waited for; the rollback continues from the journal", self.service, self.target)

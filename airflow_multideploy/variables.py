@@ -1,0 +1,117 @@
+"""The catalog in Airflow Variables, and the frozen config of runs in flight."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_multideploy.core.errors import SpecError
+
+INDEX = "multideploy_services"
+"""JSON: service name → service, or a list of names with one Variable ``multideploy_service_<name>`` each."""
+DEFAULTS = "multideploy_defaults"
+ONE = "multideploy_service_"
+FROZEN = "multideploy_frozen_"
+FROZEN_SECONDS = 7 * 86_400.0
+"""After so long a frozen config is a leftover of a run that was deleted, and no longer counts."""
+
+
+def get(key: str) -> str | None:
+    """A Variable's text, or None; works in tasks, in the DAG processor, under ``dags test`` and on the command line."""
+    from airflow.sdk.execution_time import task_runner
+
+    if getattr(task_runner, "SUPERVISOR_COMMS", None) is not None:
+        from airflow.sdk import Variable
+
+        value = Variable.get(key, default=None)
+    else:
+        from airflow.models import Variable as Stored
+
+        value = Stored.get(key, default_var=None)
+    return None if value is None else str(value)
+
+
+def keys(prefix: str) -> list[str]:
+    """Keys of Variables in the metadata database; empty where they cannot be listed."""
+    from airflow.sdk.execution_time import task_runner
+
+    if getattr(task_runner, "SUPERVISOR_COMMS", None) is None:
+        return []
+    from airflow.sdk import Variable
+
+    return [str(key) for key in Variable.keys(prefix=prefix)]
+
+
+def read_json(key: str) -> Any:
+    """A Variable's JSON document, or None when there is no such Variable.
+
+    :raises SpecError: it is no JSON.
+    """
+    text = get(key)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SpecError(f"Variable {key}: is no JSON ({error}); mend it") from None
+
+
+def read_catalog() -> tuple[dict[str, Any], Any]:
+    """The catalog's entries by service name, and the defaults.
+
+    :raises SpecError: the index Variable is neither a mapping nor a list of names.
+    """
+    index = read_json(INDEX)
+    defaults = read_json(DEFAULTS) if index else None
+    if index is None:
+        return {}, defaults
+    if isinstance(index, list):
+        return {str(name): _entry(str(name)) for name in index}, defaults
+    if not isinstance(index, Mapping):
+        raise SpecError(f"Variable {INDEX}: expected a mapping or a list of names, got {type(index).__name__}")
+    return dict(index), defaults
+
+
+def read_entry(name: str) -> tuple[Any, Any]:
+    """One service's entry (None when there is none) and the defaults."""
+    index = read_json(INDEX)
+    if isinstance(index, list):
+        return (_entry(name) if name in index else None), read_json(DEFAULTS)
+    if not isinstance(index, Mapping) or name not in index:
+        return None, None
+    return index[name], read_json(DEFAULTS)
+
+
+def _entry(name: str) -> Any:
+    try:
+        return read_json(ONE + name)
+    except SpecError as error:
+        return error
+
+
+def freeze(name: str, service: Mapping[str, Any], run_id: str) -> None:
+    """Keep the resolved config while a run lasts: a worker builds the run's DAG from it, whatever became of the catalog."""
+    from airflow.sdk import Variable
+
+    document = {"service": service, "run_id": run_id, "at": time.time()}
+    Variable.set(
+        FROZEN + name, json.dumps(document), description=f"config of {name}'s run in flight; kept by multideploy"
+    )
+
+
+def thaw(name: str) -> None:
+    """The run is over."""
+    from airflow.sdk import Variable
+
+    Variable.delete(FROZEN + name)
+
+
+def frozen(name: str) -> dict[str, Any] | None:
+    """The frozen config of a service's run in flight, or None."""
+    document = read_json(FROZEN + name)
+    if not isinstance(document, dict) or time.time() - float(document.get("at", 0)) > FROZEN_SECONDS:
+        return None
+    service = document.get("service")
+    return service if isinstance(service, dict) else None

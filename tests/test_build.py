@@ -1,0 +1,430 @@
+"""The build step with real builders and a real registry, where there are some; and with builders that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_multideploy import registry
+from airflow_multideploy.builder import ImageBuilder, find_builder
+from airflow_multideploy.core.errors import BuildFailed, SpecError
+from airflow_multideploy.core.models import Build
+from airflow_multideploy.operators.build import BuildImageOperator
+from airflow_multideploy.sandbox.server import listen
+
+PASSWORD = "correct-horse-battery"
+HTPASSWD = "robot:$2y$05$abcdefghijklmnopqrstuuSnF5tLPqPFqc0z9CY0HcSLFbSRlL67u"
+AUTH = "cm9ib3Q6Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5"
+IMAGE = "127.0.0.1:{port}/team/shop"
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    missing = [p for p in programs if shutil.which(p) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (Debian packages)")
+
+
+@pytest.fixture(scope="module")
+def real_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Debian's docker-registry on loopback, with a login; its ``host:port``."""
+    folder = tmp_path_factory.mktemp("registry")
+    sock = listen()
+    host = f"127.0.0.1:{sock.getsockname()[1]}"
+    sock.close()
+    (folder / "htpasswd").write_text(HTPASSWD + "\n")
+    config = {
+        "version": 0.1,
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
+        "http": {"addr": host, "secret": "of no importance"},
+        "auth": {"htpasswd": {"realm": "registry", "path": str(folder / "htpasswd")}},
+    }
+    (folder / "config.yml").write_text(json.dumps(config))
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["docker-registry", "serve", str(folder / "config.yml")],
+            stdout=log,
+            stderr=log,
+            env={"PATH": os.environ["PATH"]},
+        )
+    until = time.monotonic() + 10
+    while True:
+        try:
+            assert httpx.get(f"http://{host}/v2/").status_code == 401
+            break
+        except httpx.TransportError:
+            assert time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.05)
+    yield host
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture
+def connection(real_registry: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    document = {"conn_type": "docker", "host": f"http://{real_registry}", "login": "robot", "password": PASSWORD}
+    monkeypatch.setenv("AIRFLOW_CONN_REG", json.dumps(document))
+    return "reg"
+
+
+@pytest.fixture
+def buildah_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buildah without user namespaces or overlay mounts, as in a container, set through the worker's environment."""
+    (tmp_path / "storage.conf").write_text(
+        f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path}/graph"\nrunroot = "{tmp_path}/run"\n'
+    )
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(tmp_path / "storage.conf"))
+    monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
+
+
+@pytest.fixture
+def context_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "context"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(
+        "FROM scratch\nARG greeting\nLABEL greeting=$greeting\nCOPY index.html /index.html\n"
+    )
+    (folder / "index.html").write_text("hello\n")
+    return folder
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is the whole PATH but for the system's, first: builders of our own making go here."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    path = folder / name
+    path.write_text("#!/bin/bash\n" + script)
+    path.chmod(0o755)
+    return path
+
+
+def builder(
+    context: Path,
+    *,
+    version: str = "1.0",
+    log: list[str] | None = None,
+    image: str = "127.0.0.1:1/team/shop",
+    known: bool = True,
+    **build: Any,
+) -> ImageBuilder:
+    """A builder whose registry nobody listens on: only what is in front of the push is looked at."""
+    target = registry.Registry(
+        registry.parse_image(image), "http://127.0.0.1:1", *(("robot", PASSWORD) if known else ())
+    )
+    lines = [] if log is None else log
+    return ImageBuilder(Build(context=str(context), **build), target, image=image, version=version, log=lines.append)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+# --- the real path
+
+
+@needs("docker-registry", "skopeo")
+@pytest.mark.parametrize("kind", ["buildah", "docker", "podman"])
+def test_builds_pushes_and_skips_the_second_time(
+    *,
+    kind: str,
+    real_registry: str,
+    connection: str,
+    buildah_here: None,
+    context_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ask = {"docker": ["docker", "info"], "podman": ["podman", "--version"], "buildah": ["buildah", "--version"]}[kind]
+    if shutil.which(kind) is None or subprocess.run(ask, check=False, capture_output=True).returncode:
+        pytest.skip(f"no working {kind} on this machine")
+    image = f"{real_registry}/team/{kind}"
+    document = {"context": str(context_folder), "builder": kind, "args": {"greeting": "good morning; $(id)"}}
+    arguments = {"image": image, "version": "1.0", "build": document, "registry_conn_id": connection}
+    first = BuildImageOperator(task_id="build", **arguments).execute({})
+    assert first["built"]
+    assert first["image"] == f"{image}@{first['digest']}"
+    seen = subprocess.run(
+        ["skopeo", "inspect", "--tls-verify=false", "--creds", f"robot:{PASSWORD}", f"docker://{image}:1.0"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    inspected = json.loads(seen.stdout)
+    assert inspected["Digest"] == first["digest"], "another program sees the same digest"
+    assert inspected["Labels"]["greeting"] == "good morning; $(id)"
+    second = BuildImageOperator(task_id="build", **arguments).execute({})
+    assert second | {"skipped_reason": None} == first | {"built": False}
+    assert second["skipped_reason"] == f"{image}:1.0 is already in the registry"
+    printed = capsys.readouterr()
+    assert "COPY index.html" in printed.out, "the builder's output is in the task's log"
+    assert PASSWORD not in printed.out + printed.err
+    assert AUTH not in printed.out + printed.err
+    assert registry.resolve(image, "1.0", Conn(real_registry)) == first["digest"]
+
+
+@needs("docker-registry", "buildah")
+@pytest.mark.usefixtures("buildah_here")
+def test_a_failing_build_ends_with_the_builders_own_words(
+    real_registry: str, connection: str, context_folder: Path
+) -> None:
+    (context_folder / "Dockerfile").write_text("FROM scratch\nCOPY missing.html /\n")
+    operator = BuildImageOperator(
+        task_id="build",
+        image=f"{real_registry}/team/broken",
+        version="1.0",
+        build={"context": str(context_folder), "builder": "buildah"},
+        registry_conn_id=connection,
+    )
+    with pytest.raises(BuildFailed, match=r"(?s)team/broken:1.0: buildah build ended with \d+.*missing.html"):
+        operator.execute({})
+
+
+@needs("docker-registry")
+def test_a_wrong_password_is_told_before_a_build(
+    real_registry: str, connection: str, programs: Path, context_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = programs / "ran"
+    program(programs, "docker", f"touch {ran}")
+    document = {"conn_type": "docker", "host": f"http://{real_registry}", "login": "robot", "password": "wrong-battery"}
+    monkeypatch.setenv("AIRFLOW_CONN_REG", json.dumps(document))
+    operator = BuildImageOperator(
+        task_id="build",
+        image=f"{real_registry}/team/shop",
+        version="9",
+        build={"context": str(context_folder)},
+        registry_conn_id=connection,
+    )
+    with pytest.raises(BuildFailed, match="401") as caught:
+        operator.execute({})
+    assert "wrong-battery" not in str(caught.value)
+    assert not ran.exists()
+
+
+class Conn:
+    """A Connection to the real registry."""
+
+    conn_id, schema, port, login, password = "reg", None, None, "robot", PASSWORD
+
+    def __init__(self, host: str) -> None:
+        self.host = f"http://{host}"
+
+
+# --- arguments
+
+
+def test_a_version_that_is_no_tag_runs_nothing(programs: Path, context_folder: Path) -> None:
+    ran = programs / "ran"
+    program(programs, "docker", f"touch {ran}")
+    operator = BuildImageOperator(
+        task_id="build", image="127.0.0.1:1/shop", version="1.0; rm -rf /", build={"context": str(context_folder)}
+    )
+    with pytest.raises(SpecError, match="version"):
+        operator.execute({})
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        ({"args": {"x y": "1"}}, "not a name"),
+        ({"args": {"API_TOKEN": "hunter22hunter22"}}, "looks like a secret"),
+    ],
+)
+def test_bad_build_arguments_are_refused_without_showing_their_values(
+    context_folder: Path, build: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words) as caught:
+        builder(context_folder, **build)
+    assert "hunter22" not in str(caught.value)
+
+
+def test_missing_paths_are_named(tmp_path: Path, context_folder: Path, programs: Path) -> None:
+    program(programs, "docker", "exit 0")
+    with pytest.raises(BuildFailed, match=r"build\.context: no folder"):
+        builder(tmp_path / "nowhere").run()
+    with pytest.raises(BuildFailed, match=r"build\.dockerfile: no file"):
+        builder(context_folder, dockerfile="docker/Other").run()
+
+
+def test_auto_takes_the_first_builder_and_a_missing_one_is_named(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(BuildFailed, match="no docker or buildah or podman on this worker"):
+        find_builder()
+    podman = program(programs, "podman", "")
+    assert find_builder() == ("podman", str(podman))
+    docker = program(programs, "docker", "")
+    assert find_builder() == ("docker", str(docker))
+    with pytest.raises(BuildFailed, match="no buildah on this worker"):
+        find_builder("buildah")
+
+
+def test_arguments_come_from_the_plan_task() -> None:
+    plan = {
+        "service": {"artifact": {"image": "registry.example.com/shop", "registry_conn_id": None}, "build": None},
+        "release": {"version": "1.2.3"},
+    }
+
+    class TaskInstance:
+        def xcom_pull(self, *, task_ids: str, map_indexes: int) -> Any:
+            return plan if task_ids == "plan" else None
+
+    operator = BuildImageOperator(task_id="build", plan_task_id="plan")
+    assert operator.execute({"ti": TaskInstance()}) == {
+        "image": "registry.example.com/shop:1.2.3",
+        "digest": None,
+        "built": False,
+        "skipped_reason": "the service has no 'build' and no 'registry_conn_id'; the tag was not resolved",
+    }
+    operator = BuildImageOperator(task_id="build", plan_task_id="other")
+    with pytest.raises(SpecError, match="no plan"):
+        operator.execute({"ti": TaskInstance()})
+
+
+def test_an_operator_without_image_or_plan_is_refused() -> None:
+    with pytest.raises(ValueError, match="plan_task_id"):
+        BuildImageOperator(task_id="build", image="shop")
+
+
+# --- secrets
+
+PRINT_DIGEST = 'case "$*" in *push*) echo "1.0: digest: sha256:' + "a" * 64 + ' size: 1";; esac\n'
+
+
+def test_docker_gets_credentials_in_a_private_file_that_is_gone_afterwards(
+    programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    (own / "contexts").mkdir(parents=True)
+    (own / "config.json").write_text(
+        json.dumps(
+            {"currentContext": "build-host", "credsStore": "desktop", "auths": {"other.example": {"auth": "b3RoZXI="}}}
+        )
+    )
+    monkeypatch.setenv("DOCKER_CONFIG", str(own))
+    copy, seen = tmp_path / "copy.json", tmp_path / "seen"
+    program(
+        programs,
+        "docker",
+        f'cp "$DOCKER_CONFIG/config.json" {copy}; ls "$DOCKER_CONFIG" > {seen}.ls\n'
+        f'stat -c "%a %n" "$DOCKER_CONFIG" "$DOCKER_CONFIG/config.json" > {seen}; printf "%s\\n" "$@" >> {seen}.argv\n'
+        + PRINT_DIGEST,
+    )
+    assert builder(context_folder).run() == "sha256:" + "a" * 64
+    assert json.loads(copy.read_text()) == {
+        "currentContext": "build-host",
+        "auths": {"127.0.0.1:1": {"auth": AUTH}},
+    }
+    (folder_mode, folder), (file_mode, _) = (line.split() for line in seen.read_text().splitlines())
+    assert (folder_mode, file_mode) == ("700", "600")
+    assert not Path(folder).exists()
+    assert "contexts" in Path(f"{seen}.ls").read_text().split()
+    argv = Path(f"{seen}.argv").read_text()
+    assert PASSWORD not in argv
+    assert AUTH not in argv
+    assert stat.S_ISDIR((own / "contexts").stat().st_mode), "the worker's own folder is untouched"
+
+
+def test_without_credentials_the_workers_own_docker_login_is_used(
+    programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    program(programs, "docker", f'echo "$DOCKER_CONFIG" > {tmp_path}/seen\n{PRINT_DIGEST}')
+    builder(context_folder, known=False).run()
+    assert (tmp_path / "seen").read_text().strip() == str(tmp_path)
+
+
+def test_secrets_in_the_builders_output_are_masked(programs: Path, context_folder: Path) -> None:
+    program(programs, "docker", f'printf "\\033[31mlogin robot:{PASSWORD} {AUTH}\\033[0m\\n" >&2; exit 3')
+    log: list[str] = []
+    with pytest.raises(BuildFailed) as caught:
+        builder(context_folder, log=log).run()
+    assert log == ["login robot:*** ***"]
+    assert "docker build ended with 3; its last words:\nlogin robot:*** ***" in str(caught.value)
+
+
+def test_the_message_holds_the_last_lines_only(programs: Path, context_folder: Path) -> None:
+    program(programs, "docker", "for i in $(seq 1 500); do echo line-$i; done; exit 1")
+    log: list[str] = []
+    with pytest.raises(BuildFailed) as caught:
+        builder(context_folder, log=log).run()
+    assert len(log) == 500
+    assert str(caught.value).splitlines()[1:] == [f"line-{i}" for i in range(486, 501)]
+
+
+# --- the end of processes
+
+FAMILY = 'sleep 300 & echo $! > {pids}; (trap "" TERM; sleep 300) & echo $! >> {pids}; echo started; wait\n'
+
+
+def test_a_time_out_kills_the_whole_process_group(
+    programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_multideploy.builder.GRACE", 0.3)
+    program(programs, "docker", FAMILY.format(pids=tmp_path / "pids"))
+    started = time.monotonic()
+    with pytest.raises(BuildFailed, match=r"(?s)did not end within build.timeout \(0.5 s.*started"):
+        builder(context_folder, timeout=0.5).run()
+    assert time.monotonic() - started < 5
+    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)
+
+
+def test_on_kill_ends_the_build_and_starts_no_push(
+    programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_multideploy.builder.GRACE", 0.3)
+    program(
+        programs, "docker", f'echo "$1" >> {tmp_path}/ran; trap "exit 0" TERM\n' + FAMILY.format(pids=tmp_path / "pids")
+    )
+    operator = BuildImageOperator(task_id="build", image="127.0.0.1:1/team/shop", version="1.0")
+    operator._builder = builder(context_folder)
+    timer = threading.Timer(0.5, operator.on_kill)
+    timer.start()
+    with pytest.raises(BuildFailed, match="cancelled"):
+        operator._builder.run()
+    timer.join()
+    assert all(gone(int(line)) for line in (tmp_path / "pids").read_text().split())
+    assert (tmp_path / "ran").read_text().split() == ["build"], (
+        "the builder said success when it was killed, yet no push"
+    )
+    with pytest.raises(BuildFailed, match="cancelled before"):
+        operator._builder.run()
+
+
+def test_an_interrupt_leaves_no_builder_behind(programs: Path, context_folder: Path, tmp_path: Path) -> None:
+    program(programs, "docker", f"echo $$ > {tmp_path}/pid; exec sleep 300")
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            builder(context_folder).run()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert gone(int((tmp_path / "pid").read_text()))
