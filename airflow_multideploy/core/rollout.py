@@ -49,7 +49,8 @@ class Rollout:
         :raises KnownBad: it was rolled back here before, and the release does not force.
         :raises PlatformError: refused, or no answer after retries; the journal says whether anything was touched.
         """
-        entry = self._open(release)
+        opened = self.journal.read()
+        entry = self._open(opened, release)
         if entry.phase is Phase.VERIFYING:
             return entry
         deadline = entry.deadline or self.clock.time() + self.platform.config.timeout
@@ -62,13 +63,13 @@ class Rollout:
             snapshot = entry.snapshot
             if snapshot is None:  # pragma: no cover - set just above; tells the type checker
                 raise AssertionError("no snapshot")
-            self._still_mine(entry)
+            self._still_mine(entry, opened)
             entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True, settled=False))
             handle = persist(lambda: self.platform.deploy(entry.release, snapshot), clock=self.clock, until=deadline)
         except PlatformError as error:
             self._refused(entry, error)
             raise
-        self._still_mine(entry)
+        self._still_mine(entry, entry)
         touched = handle.changed or entry.attempt > 1
         return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=touched))
 
@@ -109,9 +110,8 @@ class Rollout:
     def _mine(self, entry: Entry) -> bool:
         return (entry.dag_id, entry.run_id) == (self.dag_id, self.run_id)
 
-    def _open(self, release: Release) -> Entry:
+    def _open(self, entry: Entry | None, release: Release) -> Entry:
         """This rollout's entry: the one an earlier attempt left, or a new one."""
-        entry = self.journal.read()
         if entry is not None and self._mine(entry):
             if entry.phase in CONTINUABLE:
                 return entry.to(entry.phase, attempt=entry.attempt + 1)
@@ -127,13 +127,16 @@ class Rollout:
         snapshot = entry.snapshot if entry is not None and not entry.settled and entry.touched else None
         return self._new(release, rollout=1, snapshot=snapshot)
 
-    def _still_mine(self, entry: Entry) -> None:
+    def _still_mine(self, entry: Entry, opened: Entry | None) -> None:
         """An attempt that was thought dead must not write after the rollback of its run began.
 
+        :param opened: what the journal held when this attempt began.
         :raises RolloutFailed: the journal says that somebody else took over.
         """
         now = self.journal.read()
-        if now is not None and (not self._mine(now) or now.rollout != entry.rollout or now.phase not in CONTINUABLE):
+        if now is None or now == opened:
+            return
+        if not self._mine(now) or now.rollout != entry.rollout or now.phase not in CONTINUABLE:
             raise RolloutFailed(
                 f"{self.platform.name}: stopped: since this attempt began, the journal says {now.phase} "
                 f"(run {now.run_id!r})"

@@ -75,8 +75,8 @@ def judge(
         restore = frozenset[str]()
     else:
         restore = select(ended, targets, met=met and not cancelled, strategy=rules.strategy, cancelled=undo)
-    status = Status.NOT_STARTED if refused else overall(
-        ended, met=met and not cancelled, restore=restore if final else ()
+    status = (
+        Status.NOT_STARTED if refused else overall(ended, met=met and not cancelled, restore=restore if final else ())
     )
     return Verdict(
         service=service,

@@ -1,7 +1,7 @@
 """One site's calls: Azure Resource Manager through its official SDK, the app itself through httpx, and their errors.
 
-What is called in which order, and what the answers mean, is decided in `airflow_multideploy.platforms.azure_web_app`; here
-the same steps are run on the synchronous or on the asynchronous client.
+What is called in which order, and what the answers mean, is decided in `airflow_multideploy.platforms.azure_web_app`;
+here the same steps are run on the synchronous or on the asynchronous client.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call:
-    """An operation of the SDK's ``web_apps`` with its arguments after resource group and site, or `HEALTH` with a URL."""
+    """An operation of the SDK's ``web_apps`` with its arguments after group and site, or `HEALTH` with a URL."""
 
     operation: str
     arguments: tuple[Any, ...] = ()
@@ -98,8 +98,8 @@ class Access:
     """Where and as whom, read from a Connection of type ``azure``.
 
     Extra: ``tenantId``, ``subscriptionId``, ``cloud_environment``, ``managed_identity_client_id`` and
-    ``workload_identity_tenant_id`` as the official provider has them; ``base_url``, ``authority`` and ``ca_file`` lead to
-    another Resource Manager (Azure Stack, a stand-in).
+    ``workload_identity_tenant_id`` as the official provider has them; ``base_url``, ``authority`` and ``ca_file`` lead
+    to another Resource Manager (Azure Stack, a stand-in).
     """
 
     login: str | None
@@ -154,7 +154,7 @@ class Access:
         )
 
     def client(self, kind: Any, credential: Any, seen: _Seen) -> Any:
-        """The SDK's client. `AzureBaseHook.get_conn` cannot make it: it passes ``credentials``, which this SDK refuses."""
+        """The SDK's client; `AzureBaseHook.get_conn` passes ``credentials``, which this SDK does not know."""
         return kind(
             credential,
             self.subscription_id,

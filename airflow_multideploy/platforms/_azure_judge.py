@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from airflow_multideploy.core.contract import Handle, Observation, State
 from airflow_multideploy.platforms._azure_arm import Health
@@ -77,7 +77,7 @@ class Looks(NamedTuple):
     at: datetime
 
 
-class Rules(Protocol):
+class Rules(NamedTuple):
     """The part of the config that judging depends on."""
 
     version_json_path: str | None
@@ -85,7 +85,23 @@ class Rules(Protocol):
     settle: float
 
     @property
-    def tells_version(self) -> bool: ...
+    def tells_version(self) -> bool:
+        """Whether the app's answer is said to tell what runs."""
+        return bool(self.version_json_path or self.version_header)
+
+    def told(self, health: Health) -> str | None:
+        """What the app says that it runs; None when it does not, or is not asked to."""
+        if not health.ok or not self.tells_version:
+            return None
+        if self.version_header:
+            return {key.lower(): value for key, value in health.headers.items()}.get(self.version_header.lower())
+        try:
+            value = json.loads(health.text)
+            for key in (self.version_json_path or "").removeprefix("$").strip(".").split("."):
+                value = value[int(key)] if isinstance(value, list) else value[key]
+        except (ValueError, TypeError, KeyError, IndexError):
+            return None
+        return None if isinstance(value, dict | list) or value is None else str(value)
 
 
 def fx_version(image: str) -> str:
@@ -118,21 +134,6 @@ def containers(instances: Sequence[Json]) -> list[str]:
     return sorted({name for item in instances for name in (item.get("properties") or {}).get("containers") or {}})
 
 
-def told(health: Health, json_path: str | None, header: str | None) -> str | None:
-    """What the app says that it runs."""
-    if not health.ok:
-        return None
-    if header:
-        return {key.lower(): value for key, value in health.headers.items()}.get(header.lower())
-    try:
-        value = json.loads(health.text)
-        for key in (json_path or "").removeprefix("$").strip(".").split("."):
-            value = value[int(key)] if isinstance(value, list) else value[key]
-    except (ValueError, TypeError, KeyError, IndexError):
-        return None
-    return None if isinstance(value, dict | list) or value is None else str(value)
-
-
 def last_stamp(log: str) -> str:
     """Time stamp of the newest line of a container log; empty when it has none."""
     return max(map(_stamp, log.splitlines()), default="")
@@ -157,6 +158,26 @@ def _stamp(line: str) -> str:
 
 def judge(handle: Handle, looks: Looks, rules: Rules) -> Observation:
     """Documents in, observation out; the same for both kinds of I/O."""
+    plain = _without_app(handle, looks)
+    if plain is not None:
+        return plain
+    waiting, verified = _waiting(handle, looks, rules)
+    if not waiting:
+        said = rules.told(looks.health)
+        reason = looks.health.words() + (f" and tells {said!r}" if said else "")
+        if not verified:
+            reason += "; nothing tells old and new container apart: set version_json_path or version_header"
+        return Observation(state=State.HEALTHY, reason=reason, revision=looks.fx, verified=verified)
+    mark = handle.data.get("log")
+    words = failure(looks.log, str(mark), _strings(handle.data["old"])) if looks.log and mark is not None else None
+    stopped = [i for i in looks.instances if _state(i) == "STOPPED"]
+    if words is None and looks.log is None and stopped and len(stopped) == len(looks.instances) and not looks.health.ok:
+        words = f"all instances are STOPPED and the app {looks.health.words()}"
+    return Observation(state=State.FAILED if words else State.PROGRESSING, reason=words or "; ".join(waiting))
+
+
+def _without_app(handle: Handle, looks: Looks) -> Observation | None:
+    """What Resource Manager's answer alone decides."""
     if handle.data.get("left"):
         return Observation(state=State.HEALTHY, reason="left as it is, as configured", revision=looks.fx or None)
     if looks.fx != handle.data["fx"]:
@@ -164,26 +185,13 @@ def judge(handle: Handle, looks: Looks, rules: Rules) -> Observation:
         return Observation(state=State.SUPERSEDED, reason=reason, revision=looks.fx or None)
     if image_of(looks.fx) is None:
         return Observation(state=State.HEALTHY, reason=f"linuxFxVersion is {looks.fx!r} again, no image")
-    if looks.state.lower() != "running":
-        as_before = looks.state == handle.data.get("state")
-        reason = f"the site is {looks.state or 'in no known state'}" + (", as it was before" if as_before else "")
-        state = State.HEALTHY if as_before else State.FAILED
-        return Observation(state=state, reason=reason, revision=looks.fx, verified=not as_before)
-    waiting, verified = _waiting(handle, looks, rules)
-    if not waiting:
-        said = told(looks.health, rules.version_json_path, rules.version_header) if rules.tells_version else None
-        reason = f"{looks.health.words()}" + (f" and tells {said!r}" if said else "")
-        if not verified:
-            reason += "; nothing tells old and new container apart: set version_json_path or version_header"
-        return Observation(state=State.HEALTHY, reason=reason, revision=looks.fx, verified=verified)
-    mark = handle.data.get("log")
-    words = failure(looks.log, str(mark), _strings(handle.data["old"])) if looks.log and mark is not None else None
-    if words:
-        return Observation(state=State.FAILED, reason=words)
-    stopped = [i for i in looks.instances if _state(i) == "STOPPED"]
-    if looks.log is None and stopped and len(stopped) == len(looks.instances) and not looks.health.ok:
-        return Observation(state=State.FAILED, reason=f"all instances are STOPPED and the app {looks.health.words()}")
-    return Observation(state=State.PROGRESSING, reason="; ".join(waiting), revision=None)
+    if looks.state.lower() == "running":
+        return None
+    if looks.state == handle.data.get("state"):
+        reason = f"the site is {looks.state}, as it was before"
+        return Observation(state=State.HEALTHY, reason=reason, revision=looks.fx, verified=False)
+    reason = f"the site is {looks.state or 'in no known state'}"
+    return Observation(state=State.FAILED, reason=reason, revision=looks.fx)
 
 
 def _waiting(handle: Handle, looks: Looks, rules: Rules) -> tuple[list[str], bool]:
@@ -193,7 +201,7 @@ def _waiting(handle: Handle, looks: Looks, rules: Rules) -> tuple[list[str], boo
     if not looks.health.ok:
         waiting.append(f"the app {looks.health.words()}")
     elif rules.tells_version:
-        said = told(looks.health, rules.version_json_path, rules.version_header)
+        said = rules.told(looks.health)
         expect, reject = _strings(handle.data["expect"]), _strings(handle.data["reject"])
         if (expect and said not in expect) or said is None or said in reject:
             waiting.append(f"the app tells {said!r}" + (f", not {expect[0]!r}" if expect else ""))

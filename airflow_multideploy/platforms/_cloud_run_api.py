@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
@@ -65,7 +65,9 @@ def by_name(document: Json) -> list[JsonValue]:
     latest = short(document.get("latestReadyRevision", ""))
     pinned: list[JsonValue] = []
     for status in document.get("trafficStatuses", []):
-        target: dict[str, JsonValue] = {"type": _REVISION, "revision": short(status.get("revision", "")) or latest}
+        if not (revision := short(status.get("revision", "")) or latest):
+            continue
+        target: dict[str, JsonValue] = {"type": _REVISION, "revision": revision}
         pinned.append(target | {key: status[key] for key in ("percent", "tag") if status.get(key)})
     return pinned
 
@@ -108,6 +110,8 @@ class CloudRunApi:
 
     def __init__(self, conn_id: str, path: str, *, fail: Callable[..., PlatformError], target: str) -> None:
         self.conn_id, self.path, self.fail, self.target = conn_id, path, fail, target
+        # Loading a private key takes 70 ms: once per rollout, not once per look.
+        self._access: tuple[Json, Any, str] | None = None
 
     # https://cloud.google.com/run/docs/reference/rest/v2/projects.locations.services/get
     def get(self) -> Service | None:
@@ -115,17 +119,22 @@ class CloudRunApi:
 
         :raises PlatformError: refused, or no answer.
         """
-        with self._calling("services.get"), self._services() as client, self._absent():
+        with self._calling("services.get"), self._services() as client, suppress(_not_found()):
             return cast("Service", client.get_service(name=self.path, retry=None, timeout=CALL_TIMEOUT))
         return None
 
     async def aget(self) -> Service | None:
         """As `get`, over gRPC, the only transport that the asynchronous client has."""
+        found = None
         with self._calling("services.get"):
             async with await self._aservices() as client:
-                with self._absent():
-                    return cast("Service", await client.get_service(name=self.path, retry=None, timeout=CALL_TIMEOUT))
-        return None
+                try:
+                    found = await client.get_service(name=self.path, retry=None, timeout=CALL_TIMEOUT)
+                except _not_found():
+                    return None
+        if found is None:  # so grpc.aio says, after a line in its log, that the answer could not be read
+            raise self._malformed("services.get")
+        return cast("Service", found)
 
     # https://cloud.google.com/run/docs/reference/rest/v2/projects.locations.services/create
     def create(self, service: Service) -> None:
@@ -154,7 +163,7 @@ class CloudRunApi:
     def images(self, revision: str) -> dict[str, str] | None:
         """Images of a revision by container name, in order; None when the revision is gone."""
         name = f"{self.path}/revisions/{revision}"
-        with self._calling("revisions.get"), self._revisions() as client, self._absent():
+        with self._calling("revisions.get"), self._revisions() as client, suppress(_not_found()):
             found = client.get_revision(name=name, retry=None, timeout=CALL_TIMEOUT)
             return {container.name: container.image for container in found.containers}
         return None
@@ -173,49 +182,48 @@ class CloudRunApi:
 
     def _client(self, cls: Any) -> Any:
         """A client for the worker, closed by its ``with``."""
-        extras, credentials = self._access
-        transport = extras.get("transport") or "rest"
+        if self._access is None:
+            with self._connecting():
+                from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+
+                self._access = _access_of(GoogleBaseHook(gcp_conn_id=self.conn_id))
+        transport = self._access[0].get("transport") or "rest"
         if transport not in ("rest", "grpc"):
             raise self.fail(f"connection {self.conn_id!r}: extra `transport` is 'rest' or 'grpc', not {transport!r}")
-        return self._build(cls, transport, extras, credentials)
+        return self._build(cls, transport, *self._access)
 
     async def _aservices(self) -> Any:
         """A client for the triggerer, closed by its ``async with``."""
-        from airflow.providers.google.common.hooks.base_google import GoogleBaseAsyncHook, GoogleBaseHook
+        if self._access is None:
+            with self._connecting():
+                from airflow.providers.google.common.hooks.base_google import GoogleBaseAsyncHook, GoogleBaseHook
+
+                asynchronous = GoogleBaseAsyncHook(gcp_conn_id=self.conn_id)
+                asynchronous.sync_hook_class = GoogleBaseHook
+                hook = await asynchronous.get_sync_hook()
+                # A key file, a metadata server or an identity provider may be read here: not in the event loop.
+                self._access = await asyncio.to_thread(_access_of, hook)
         from google.cloud import run_v2
 
-        with self._connecting():
-            asynchronous = GoogleBaseAsyncHook(gcp_conn_id=self.conn_id)
-            asynchronous.sync_hook_class = GoogleBaseHook
-            hook = await asynchronous.get_sync_hook()
-            # A key file, a metadata server or an identity provider may be read here: not in the event loop.
-            credentials = await asyncio.to_thread(hook.get_credentials)
-        return self._build(run_v2.ServicesAsyncClient, "grpc_asyncio", hook.extras, credentials)
+        return self._build(run_v2.ServicesAsyncClient, "grpc_asyncio", *self._access)
 
-    @cached_property
-    def _access(self) -> tuple[Json, Any]:
-        """The Connection's extras, and its credentials."""
-        with self._connecting():
-            from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
-
-            hook = GoogleBaseHook(gcp_conn_id=self.conn_id)
-            return hook.extras, hook.get_credentials()
-
-    def _build(self, cls: Any, transport: str, extras: Json, credentials: Any) -> Any:
+    def _build(self, cls: Any, transport: str, extras: Json, credentials: Any, universe: str) -> Any:
         from google.api_core.client_options import ClientOptions
 
         endpoint = extras.get("api_endpoint")
         if transport != "rest":
             endpoint = extras.get("grpc_endpoint") or endpoint
         if not endpoint:
-            return cls(credentials=credentials, transport=transport)
+            options = ClientOptions(universe_domain=universe)
+            return cls(credentials=credentials, transport=transport, client_options=options)
         url = endpoint if "://" in endpoint else f"https://{endpoint}"
         refuse_plain_http(url, target=self.target)
         if transport == "rest":
-            return cls(credentials=credentials, transport=transport, client_options=ClientOptions(api_endpoint=url))
+            options = ClientOptions(api_endpoint=url, universe_domain=universe)
+            return cls(credentials=credentials, transport=transport, client_options=options)
         how = self._channel(url, extras, credentials, asynchronous=transport == "grpc_asyncio")
         made = partial(cls.get_transport_class(transport), **how)
-        options = ClientOptions(api_endpoint=urlsplit(url).netloc)
+        options = ClientOptions(api_endpoint=urlsplit(url).netloc, universe_domain=universe)
         return cls(credentials=credentials, transport=made, client_options=options)
 
     def _channel(self, url: str, extras: Json, credentials: Any, *, asynchronous: bool) -> Json:
@@ -253,14 +261,6 @@ class CloudRunApi:
             raise self.fail(what, retryable=retryable) from None
 
     @contextmanager
-    def _absent(self) -> Iterator[None]:
-        """Lets "not found" pass: who asks treats it as an answer."""
-        from google.api_core.exceptions import NotFound
-
-        with suppress(NotFound):
-            yield
-
-    @contextmanager
     def _calling(self, operation: str, *, conflict_heals: bool = False) -> Iterator[None]:
         """What the SDK raises, as a `PlatformError`.
 
@@ -288,7 +288,22 @@ class CloudRunApi:
             message = f"{where}: no access token ({type(error).__name__}); check the Connection {self.conn_id!r}"
             raise self.fail(message, retryable=error.retryable) from error
         except (ParseError, UnicodeDecodeError) as error:
-            raise self.fail(f"{where}: the answer is no document of the API", retryable=True) from error
+            raise self._malformed(operation) from error
+
+    def _malformed(self, operation: str) -> PlatformError:
+        return self.fail(f"{operation} {self.path}: the answer is no document of the API", retryable=True)
+
+
+def _not_found() -> type[Exception]:
+    from google.api_core.exceptions import NotFound
+
+    return cast(type[Exception], NotFound)
+
+
+def _access_of(hook: Any) -> tuple[Json, Any, str]:
+    """The Connection's extras, its credentials, and whose cloud they are for (``googleapis.com`` or a partner's)."""
+    credentials = hook.get_credentials()
+    return hook.extras, credentials, credentials.universe_domain
 
 
 def _status(error: Any) -> str:

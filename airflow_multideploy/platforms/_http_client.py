@@ -118,11 +118,11 @@ class Client:
         if connection.extra_dejson.get("srv_lookup"):
             raise self.fail(f"connection {self.conn_id!r}: srv_lookup is not supported here; name the host")
         password, login = (connection.password or "").strip(), connection.login
-        if re.search(r"[\x00-\x1f\x7f]", password):
-            raise self.fail(f"connection {self.conn_id!r}: its password holds control characters")
+        if re.search(r"[\x00-\x1f\x7f]", password) or not (password.isascii() or login):
+            raise self.fail(f"connection {self.conn_id!r}: its password cannot stand in a header")
         credentials: dict[str, str] = {}
         pair = base64.b64encode(f"{login}:{password}".encode()).decode()
-        if self.auth_header:
+        if self.auth_header and password:
             credentials[self.auth_header] = password
         elif login:
             credentials["Authorization"] = f"Basic {pair}"
@@ -156,7 +156,8 @@ class Client:
                 return _answer(sent, response.status_code, response.headers, body, door)
         except requests.RequestException as error:
             never = isinstance(error, requests.exceptions.SSLError | ValueError)
-            raise self._lost(sent, door, error, retryable=not never) from error
+            # Without the cause: its text may hold a header's value, and a traceback would show it.
+            raise self._lost(sent, door, error, retryable=not never) from None
 
     async def _asend(
         self, session: aiohttp.ClientSession, door: _Door, headers: dict[str, str], options: dict[str, Any], sent: Sent
@@ -180,9 +181,10 @@ class Client:
                     body += chunk
                     self._check(sent, len(body))
                 return _answer(sent, response.status, response.headers, body, door)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            never = isinstance(error, aiohttp.ClientSSLError | aiohttp.InvalidURL)
-            raise self._lost(sent, door, error, retryable=not never) from error
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            never = isinstance(error, aiohttp.ClientSSLError | ValueError)
+            # Without the cause: its text may hold a header's value, and a traceback would show it.
+            raise self._lost(sent, door, error, retryable=not never) from None
 
     def _address(self, door: _Door, sent: Sent) -> tuple[str, bool]:
         """The whole URL, and whether credentials may go there: to the connection's own origin only."""

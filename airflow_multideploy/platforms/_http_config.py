@@ -64,14 +64,16 @@ class Current(Model):
 
 
 class Version(Reader):
-    """Where the live version is, and what it has to be. 404: nothing serves.
+    """Where the live version is, and what it has to be.
 
     :param path: on the connection's host, or a whole address elsewhere, which gets no credentials.
     :param equals: the template that it has to equal: ``${version}``, ``${image}``, ``${digest}``, ``v${version}``.
+    :param absent: statuses that mean that nothing serves; add 503 when a proxy says so before the first deploy.
     """
 
     path: LookPath
     equals: Text = "${version}"
+    absent: Annotated[tuple[int, ...], Field(strict=False)] = (404, 410)
 
 
 class Health(Model):

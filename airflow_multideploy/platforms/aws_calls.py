@@ -7,13 +7,13 @@ in a worker or in the triggerer is decided here.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
 from airflow_multideploy.core.contract import Platform
-from airflow_multideploy.core.errors import PlatformError
+from airflow_multideploy.core.errors import MultideployError, PlatformError
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.platforms import missing_extra, refuse_plain_http
 
@@ -54,18 +54,20 @@ C = TypeVar("C", bound=AwsConfig)
 
 
 class AwsPlatform(Platform[C]):
-    """Base of the platforms on AWS. Credentials, region and endpoint come from an Airflow Connection of type ``aws``."""
+    """Base of the platforms on AWS. Credentials, region and endpoint come from a Connection of type ``aws``."""
 
     client_type: ClassVar[str]
     answers: ClassVar[Mapping[str, str]]
-    """Per operation the member without which an answer is none: botocore reads a body that is no JSON as an empty one."""
+    """Per operation the member without which an answer is none: botocore reads a body that is no JSON as empty."""
 
     def _run(self, steps: Steps[T]) -> T:
+        """Make the calls here and now."""
         from airflow.sdk import BaseHook
 
-        with self._errors("connection"):
+        with self._errors(None):
             client = self._hook(BaseHook.get_connection(self.config.conn_id)).get_client_type()
         try:
+            refuse_plain_http(client.meta.endpoint_url, target=self.name)
             call = next(steps)
             while True:
                 try:
@@ -81,12 +83,14 @@ class AwsPlatform(Platform[C]):
             client.close()
 
     async def _arun(self, steps: Steps[T]) -> T:
+        """Make the calls without blocking the event loop."""
         from airflow.sdk import BaseHook
 
-        with self._errors("connection"):
-            hook = self._hook(await BaseHook.aget_connection(self.config.conn_id))
-            context = await hook.get_async_conn()
-        async with context as client:
+        async with AsyncExitStack() as stack:
+            with self._errors(None):
+                hook = self._hook(await BaseHook.aget_connection(self.config.conn_id))
+                client = await stack.enter_async_context(await hook.get_async_conn())
+            refuse_plain_http(client.meta.endpoint_url, target=self.name)
             try:
                 call = next(steps)
                 while True:
@@ -114,8 +118,7 @@ class AwsPlatform(Platform[C]):
         wrapper = AwsConnectionWrapper(conn=connection, region_name=self.config.region)
         wrapper.botocore_config = (wrapper.botocore_config or Config()).merge(limits)
         hook.conn_config = wrapper
-        for service in (self.client_type, "sts"):
-            refuse_plain_http(wrapper.get_service_endpoint_url(service) or "", target=self.name)
+        refuse_plain_http(wrapper.get_service_endpoint_url("sts", sts_connection_assume=True) or "", target=self.name)
         return hook
 
     def _answer(self, operation: str, answer: Json) -> Json:
@@ -124,17 +127,24 @@ class AwsPlatform(Platform[C]):
         return answer
 
     @contextmanager
-    def _errors(self, operation: str) -> Iterator[None]:
-        """Maps what botocore raises. No message repeats a credential: botocore's own name hosts and parameters only."""
+    def _errors(self, operation: str | None) -> Iterator[None]:
+        """Maps what botocore raises in an operation, or (None) what making a client from the Connection raises.
+
+        No message repeats a credential: botocore's own name hosts, parameters and key ids at most.
+        """
         try:
-            from airflow.exceptions import AirflowNotFoundException
+            from airflow.sdk.exceptions import AirflowException
             from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, SSLError
             from botocore.parsers import ResponseParserError
         except ImportError as error:
             raise missing_extra("aws", error) from error
-        what = self._what(operation)
+        what = self._what(operation) if operation else f"AWS Connection {self.config.conn_id!r}"
+        # A role or region that does not fit is the hook's ValueError or NotImplementedError.
+        unfit = (AirflowException, NotImplementedError, ValueError) if operation is None else ()
         try:
             yield
+        except MultideployError:
+            raise
         except ClientError as error:
             code, words = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
             meta = error.response.get("ResponseMetadata", {})
@@ -147,8 +157,8 @@ class AwsPlatform(Platform[C]):
         except (ConnectionError, HTTPClientError, ResponseParserError) as error:
             retryable = not isinstance(error, SSLError)
             raise self.error(f"{what}: no usable answer: {error}", retryable=retryable) from error
-        except (BotoCoreError, AirflowNotFoundException) as error:
-            raise self.error(f"{what} with connection {self.config.conn_id!r}: {error}") from error
+        except (BotoCoreError, *unfit) as error:
+            raise self.error(f"{what}: {error}") from error
 
     def _what(self, operation: str) -> str:
         api = "".join(word.capitalize() for word in operation.split("_"))

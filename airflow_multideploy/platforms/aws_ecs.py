@@ -1,7 +1,8 @@
 """Amazon ECS services: config, adapter and operator.
 
-A release is a new revision of the service's task definition: a copy of the live one with the new image, tagged with the
-release id. The service itself (load balancer, network, scaling) is made by the infrastructure's own tool; we release into it.
+A release is a new revision of the service's task definition: a copy of the live one with the new image, tagged with
+the release id. The service itself (load balancer, network, scaling) is made by the infrastructure's own tool; we
+release into it.
 
 ECS has no concurrency token. The live task definition is read directly before each write, every revision we register
 carries the release id as a tag, and what is live without that tag is not ours.
@@ -24,15 +25,17 @@ from airflow_multideploy.platforms.aws_ecs_documents import (
     UNDER_WAY,
     Json,
     container_for,
+    copy_of,
     deployment_of,
+    images_of,
     judge,
     primary_of,
-    registrable,
     started,
+    state_of,
     wanted_by,
 )
 
-RELEASE_TAG = "multideploy:release"
+RELEASE_TAG, VERSION_TAG = "multideploy:release", "multideploy:version"
 _DOCS = "create the service once with your infrastructure tool; releases go into an existing service"
 _ANSWERS = {
     "describe_services": "services",
@@ -56,8 +59,8 @@ class AwsEcsConfig(AwsConfig):
     :param container: the container of the task definition that gets the image; None: the only essential one, else the
         only one whose image comes from the release's repository.
     :param region: None takes the Connection's.
-    :param desired_count: number of tasks to which the first-ever release raises a service that stands at zero. A service
-        with tasks keeps its count, which belongs to its autoscaling.
+    :param desired_count: number of tasks to which the first-ever release raises a service that stands at zero; None
+        leaves it at zero. A service with tasks keeps its count, which belongs to its autoscaling.
     :param failed_tasks: consecutive failed tasks after which a rollout counts as failed when the service has no
         deployment circuit breaker (without one, ECS itself tries for ever).
     """
@@ -75,8 +78,11 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
 
     A service counts as never deployed (``snapshot.exists`` False) when none of its tasks runs, it has no steady
     deployment with a desired count above zero, and no release of ours is its task definition. Rolling back such a
-    first-ever release restores the task definition and the desired count that were there; the registered revision stays,
-    as revisions cost nothing and ECS cannot remove their numbers.
+    first-ever release restores the task definition and the desired count that were there. Registered revisions stay:
+    they cost nothing, and a retry uses them again.
+
+    The native blue/green, linear and canary strategies are judged by the service's deployments, as they report no
+    rollout state: done when the release's is the only one left, with all its tasks.
     """
 
     kind: ClassVar[str] = "aws_ecs"
@@ -86,7 +92,7 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
     capabilities: ClassVar[Capabilities] = Capabilities(
         snapshot="task definition ARN, desired count, deployment configuration and load balancers of the service",
         early_failure="rolloutState FAILED, an automatic rollback of ECS, or repeated failed tasks; with stop reasons",
-        restores="the task definition (image, environment, sizes); not the desired count, which autoscaling owns, except "
+        restores="the task definition (image, environment, sizes); the desired count, which autoscaling owns, only "
         "after a first-ever release",
         tested_against="moto's ECS with a service-deployment state machine, held to botocore's service model",
     )
@@ -97,8 +103,8 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
     def deploy(self, release: Release, snapshot: Snapshot) -> Handle:
         """See `Platform.deploy`.
 
-        An image that is pinned by digest, live and healthy is left alone. A tag may hold other bits than yesterday: it is
-        deployed again, as a new revision with this release's id and ``forceNewDeployment``, unless the live revision
+        An image that is pinned by digest, live and healthy is left alone. A tag may hold other bits than yesterday: it
+        is deployed again, as a new revision with this release's id and ``forceNewDeployment``, unless the live revision
         carries this release's id already.
         """
         return self._run(self._deploy(release, snapshot))
@@ -117,9 +123,9 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
         region = self.config.region or (arn.split(":")[3] if arn.startswith("arn:aws:") else None)
         if region is None:
             return None
-        cluster = self.config.cluster.rsplit("/", 1)[-1]
+        cluster, service = (name.rsplit("/", 1)[-1] for name in (self.config.cluster, self.config.service))
         return (
-            f"https://{region}.console.aws.amazon.com/ecs/v2/clusters/{cluster}/services/{self.config.service}"
+            f"https://{region}.console.aws.amazon.com/ecs/v2/clusters/{cluster}/services/{service}"
             f"/health?region={region}"
         )
 
@@ -128,10 +134,7 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
     def _service(self) -> Steps[Json]:
         """https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_DescribeServices.html"""
         place = f"service {self.config.service!r} in cluster {self.config.cluster!r}"
-        answer = yield (
-            "describe_services",
-            {"cluster": self.config.cluster, "services": [self.config.service], "include": []},
-        )
+        answer = yield "describe_services", {"cluster": self.config.cluster, "services": [self.config.service]}
         if not answer["services"]:
             words = ", ".join(str(failure.get("reason")) for failure in answer.get("failures", []))
             raise self.error(f"ECS DescribeServices: no {place} ({words or 'no answer for it'}); {_DOCS}")
@@ -151,7 +154,7 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
     def _snapshot(self, previous: Release | None) -> Steps[Snapshot]:
         service = yield from self._service()
         primary = serving = primary_of(service)
-        state = primary.get("rolloutState")
+        state = state_of(service)
         failing = state == "FAILED" or primary.get("failedTasks", 0) > 0
         if state == "IN_PROGRESS" and not failing:
             raise self.error(
@@ -162,7 +165,7 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
         if state != "COMPLETED" and failing:
             serving = max(service["deployments"], key=lambda deployment: int(deployment.get("runningCount", 0)))
         definition, tags = yield from self._definition(serving["taskDefinition"])
-        steady = service["desiredCount"] > 0 and state in ("COMPLETED", None)
+        steady = service["desiredCount"] > 0 and state == "COMPLETED"
         exists = serving.get("runningCount", 0) > 0 or steady or RELEASE_TAG in tags
         container = container_for(definition, self.config.container, previous.image if previous else None)
         return Snapshot(
@@ -173,6 +176,7 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
                 "taskDefinition": serving["taskDefinition"],
                 "primary": primary["taskDefinition"],
                 "deployment": primary["id"],
+                "rolloutState": state,
                 "desiredCount": service["desiredCount"],
                 "deploymentConfiguration": service.get("deploymentConfiguration", {}),
                 "loadBalancers": service.get("loadBalancers", []),
@@ -186,8 +190,9 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
         if tags.get(RELEASE_TAG) == release.release_id:
             return started(primary, snapshot)
         # An earlier attempt whose answer was lost, and which ECS has already given up: its failure is the answer.
+        undisturbed = primary["taskDefinition"] == snapshot.data["primary"]
         for deployment in service["deployments"]:
-            if deployment is not primary and deployment.get("rolloutState") == "FAILED":
+            if undisturbed and deployment is not primary and deployment.get("rolloutState") == "FAILED":
                 _, theirs = yield from self._definition(deployment["taskDefinition"])
                 if theirs.get(RELEASE_TAG) == release.release_id:
                     return started(deployment, snapshot)
@@ -198,9 +203,13 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
             seen = judge(live, service, [], None, self.config.failed_tasks)
             if seen.state is State.HEALTHY and seen.verified:
                 return live
-        if primary["taskDefinition"] != snapshot.data["primary"]:
+        if not undisturbed:
             raise self._drift(primary["taskDefinition"], str(snapshot.data["primary"]))
-        arn = yield from self._registered(definition, tags, container, release)
+        images, marks = (
+            {container["name"]: release.image},
+            {RELEASE_TAG: release.release_id, VERSION_TAG: release.version},
+        )
+        arn = yield from self._registered(copy_of(definition, images, {**tags, **marks}), definition["revision"])
         change: Json = {"taskDefinition": arn, "forceNewDeployment": unchanged}
         if not snapshot.exists and self.config.desired_count and service["desiredCount"] == 0:
             change["desiredCount"] = self.config.desired_count
@@ -221,55 +230,38 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
             names = ", ".join(c["name"] for c in definition["containerDefinitions"])
             wanted = f"no container {self.config.container!r}" if self.config.container else "no single container"
             raise self.error(
-                f"ECS: task definition {definition['taskDefinitionArn']} has {wanted} for {release.image}; it has {names}: "
-                "name one in the target's 'container'"
+                f"ECS: task definition {definition['taskDefinitionArn']} has {wanted} for {release.image}; "
+                f"it has {names}: name one in the target's 'container'"
             )
         return container
 
-    def _registered(self, definition: Json, tags: Mapping[str, str], container: Json, release: Release) -> Steps[str]:
-        """ARN of this release's revision: the one that an earlier attempt registered, or a new one.
+    def _registered(self, wanted: Json, after: int) -> Steps[str]:
+        """ARN of this revision: the one that an earlier attempt registered, or a new one.
 
         https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_RegisterTaskDefinition.html
+
+        :param after: the revision that it is a copy of; ours is younger, and usually nothing is.
         """
-        family = definition["family"]
+        family, images = wanted["family"], images_of(wanted)
+        mark = next(tag["value"] for tag in wanted["tags"] if tag["key"] == RELEASE_TAG)
         listed = yield "list_task_definitions", {"familyPrefix": family, "status": "ACTIVE", "sort": "DESC"}
         for arn in listed["taskDefinitionArns"]:
             name, _, revision = arn.rsplit("/", 1)[-1].rpartition(":")
-            # Ours is younger than what is live, as it is a copy of it; in the usual case nothing is.
-            if name == family and int(revision) > definition["revision"]:
-                known, theirs = yield from self._definition(arn)
-                images = {c["name"]: c["image"] for c in known["containerDefinitions"]}
-                if theirs.get(RELEASE_TAG) == release.release_id and images.get(container["name"]) == release.image:
+            if name == family and int(revision) > after:
+                known, tags = yield from self._definition(arn)
+                if tags.get(RELEASE_TAG) == mark and images_of(known) == images:
                     return str(arn)
-        containers = [
-            {**c, "image": release.image} if c["name"] == container["name"] else c
-            for c in definition["containerDefinitions"]
-        ]
-        ours = {RELEASE_TAG: release.release_id, "multideploy:version": release.version}
-        kept = {key: value for key, value in tags.items() if not key.startswith("aws:")}
-        copy = {name: value for name, value in definition.items() if name in registrable()}
-        answer = yield (
-            "register_task_definition",
-            {
-                **copy,
-                "containerDefinitions": containers,
-                "tags": [{"key": key, "value": value} for key, value in {**kept, **ours}.items()],
-            },
-        )
+        answer = yield "register_task_definition", wanted
         return str(answer["taskDefinition"]["taskDefinitionArn"])
 
     def _look(self, handle: Handle) -> Steps[Observation]:
         if handle.data.get("left"):
-            return Observation(
-                state=State.HEALTHY, reason="first-ever release: left in place, as configured", verified=False
-            )
+            return Observation(state=State.HEALTHY, reason=str(handle.data["left"]), verified=False)
         service = yield from self._service()
         stop: Json | None = None
         if handle.data.get("serviceDeployment") and primary_of(service)["taskDefinition"] == handle.data.get("from"):
-            answer = yield (
-                "describe_service_deployments",
-                {"serviceDeploymentArns": [handle.data["serviceDeployment"]]},
-            )
+            arns = [handle.data["serviceDeployment"]]
+            answer = yield "describe_service_deployments", {"serviceDeploymentArns": arns}
             stop = next(iter(answer["serviceDeployments"]), None)
         seen = judge(handle, service, [], stop, self.config.failed_tasks)
         mine = deployment_of(service, wanted_by(handle))
@@ -297,26 +289,41 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
         target, live = str(snapshot.data["taskDefinition"]), primary["taskDefinition"]
         data: Json = {"taskDefinition": target, "from": live, "removed": not snapshot.exists}
         back = Handle(action="rollback", revision=snapshot.revision, changed=False, data=data)
-        stands = snapshot.exists or service["desiredCount"] == snapshot.data["desiredCount"]
+        raised = not snapshot.exists and service["desiredCount"] == self.config.desired_count
         # A way back that itself failed is started anew; what had failed before we came is left as it was.
-        broken = primary.get("rolloutState") == "FAILED" and primary["id"] != snapshot.data["deployment"]
-        if live == target and stands and not broken:
+        broken = primary.get("rolloutState") == "FAILED" and snapshot.data["rolloutState"] != "FAILED"
+        if live == target and not raised and not broken:
             return back
-        if live != target and (handle is None or handle.revision != live):
+        if live != target:
             _, tags = yield from self._definition(live)
-            if tags.get(RELEASE_TAG) != release.release_id:
+            mark = tags.get(RELEASE_TAG)
+            if mark == _back(release) and not broken:
+                return back.model_copy(update={"revision": live, "data": {**data, "taskDefinition": live}})
+            if live == snapshot.data["primary"] and mark != release.release_id:
+                return back.model_copy(update={"data": {"left": f"nothing was written; {live} had failed before"}})
+            if mark not in (release.release_id, _back(release)):
                 raise self._drift(live, target)
         if not snapshot.exists and self.config.first_deploy == "leave":
-            return back.model_copy(update={"data": {"left": True}})
-        if snapshot.exists and live != target and primary.get("rolloutState") == "IN_PROGRESS":
+            return back.model_copy(update={"data": {"left": "first-ever release: left in place, as configured"}})
+        if snapshot.exists and live != target and state_of(service) == "IN_PROGRESS":
             stopped = yield from self._stop(live, target)
             if stopped:
                 return back.model_copy(update={"changed": True, "data": {**data, "serviceDeployment": stopped}})
-        change: Json = {"taskDefinition": target, "forceNewDeployment": broken and live == target}
+        revision = yield from self._usable(release, target)
+        change: Json = {"taskDefinition": revision, "forceNewDeployment": broken and live == revision}
         if not snapshot.exists:
             change["desiredCount"] = snapshot.data["desiredCount"]
         yield from self._update(change)
-        return back.model_copy(update={"changed": True})
+        way = {"revision": revision if snapshot.exists else None, "data": {**data, "taskDefinition": revision}}
+        return back.model_copy(update={**way, "changed": True})
+
+    def _usable(self, release: Release, target: str) -> Steps[str]:
+        """The target, or a copy of it when somebody deregistered it meanwhile: a service cannot go back to that."""
+        definition, tags = yield from self._definition(target)
+        if definition.get("status", "ACTIVE") == "ACTIVE":
+            return target
+        copy = copy_of(definition, {}, {**tags, RELEASE_TAG: _back(release)})
+        return (yield from self._registered(copy, definition["revision"]))
 
     def _stop(self, live: str, target: str) -> Steps[str | None]:
         """ARN of the service deployment that ECS now turns round, or None when it knows of none from target to live.
@@ -351,10 +358,14 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
 
     def _drift(self, live: str, expected: str) -> Drift:
         return Drift(
-            f"ECS: service {self.config.service!r} in cluster {self.config.cluster!r} runs {live}, not {expected} and not "
-            "this release: somebody else deployed; nothing was written. Check it, then release again",
+            f"ECS: service {self.config.service!r} in cluster {self.config.cluster!r} runs {live}, not {expected} and "
+            "not this release: somebody else deployed; nothing was written. Check it, then release again",
             target=self.name,
         )
+
+
+def _back(release: Release) -> str:
+    return f"{release.release_id}-back"
 
 
 class AwsEcsDeployOperator(DeployOperator):

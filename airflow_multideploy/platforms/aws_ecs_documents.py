@@ -19,8 +19,8 @@ GOING_BACK = ("ROLLBACK_REQUESTED", "ROLLBACK_IN_PROGRESS")
 def judge(handle: Handle, service: Json, tasks: Sequence[Json], stop: Json | None, failed_tasks: int) -> Observation:
     """How a rollout looks in these documents.
 
-    Steady is not enough: a service is steady as well when ECS has gone back to the old revision. The handle's revision has
-    to be the PRIMARY deployment's, and that deployment COMPLETED with its tasks running.
+    Steady is not enough: a service is steady as well when ECS has gone back to the old revision. The handle's revision
+    has to be the PRIMARY deployment's, and that deployment COMPLETED with its tasks running.
 
     :param tasks: stopped tasks of the handle's revision, the latest first; for the reason.
     :param stop: the service deployment that a rollback has stopped, while the service still shows the release.
@@ -28,32 +28,35 @@ def judge(handle: Handle, service: Json, tasks: Sequence[Json], stop: Json | Non
     """
     primary, wanted = primary_of(service), wanted_by(handle)
     live = str(primary["taskDefinition"])
-    mine = deployment_of(service, wanted)
-    reason = _reason(mine or primary, tasks)
-    if live == wanted:
-        if handle.data.get("removed"):
-            return _judge_removed(service, live)
-        return _judge_primary(service, primary, reason, failed_tasks)
+    if live != wanted:
+        return _judge_elsewhere(handle, service, tasks, stop)
+    if handle.data.get("removed"):
+        return _judge_removed(service, live)
+    return _judge_primary(service, primary, _reason(primary, tasks), failed_tasks)
+
+
+def _judge_elsewhere(handle: Handle, service: Json, tasks: Sequence[Json], stop: Json | None) -> Observation:
+    """Another revision than the handle's is the one that ECS goes for."""
+    primary, wanted = primary_of(service), wanted_by(handle)
+    live, mine = str(primary["taskDefinition"]), deployment_of(service, wanted)
     if handle.action == "rollback" and live == handle.data.get("from"):
         status = (stop or {}).get("status", "IN_PROGRESS")
         words = f"service deployment {status}: {(stop or {}).get('statusReason', '')}".rstrip(": ")
         going = status in (*UNDER_WAY, *GOING_BACK, "ROLLBACK_SUCCESSFUL")
         return Observation(state=State.PROGRESSING if going else State.FAILED, reason=words, revision=live)
     if mine is not None and mine.get("rolloutState") == "FAILED":
-        return Observation(state=State.FAILED, reason=reason, revision=live)
+        return Observation(state=State.FAILED, reason=_reason(mine, tasks), revision=live)
     if handle.action == "deploy" and live == handle.data.get("previous"):
         if mine is None and not _went_back(service, handle):
             return Observation(state=State.PROGRESSING, reason="ECS does not show the deployment yet", revision=live)
-        words = f"ECS went back to {live}: {_reason(primary, ())}; {_reason(mine, tasks)}"
+        words = "; ".join(w for w in (f"ECS went back to {live}", _reason(primary, ()), _reason(mine, tasks)) if w)
         return Observation(state=State.FAILED, reason=words, revision=live)
     return Observation(state=State.SUPERSEDED, reason=f"{live} replaced {wanted}", revision=live)
 
 
 def _judge_primary(service: Json, primary: Json, reason: str, failed_tasks: int) -> Observation:
     live, desired, running = str(primary["taskDefinition"]), primary["desiredCount"], primary["runningCount"]
-    # A service behind a Classic Load Balancer has no rollout state.
-    alone = len(service["deployments"]) == 1 and not primary.get("pendingCount")
-    state = primary.get("rolloutState") or ("COMPLETED" if alone and running >= desired else "IN_PROGRESS")
+    state = state_of(service)
     progress = min(1.0, running / desired) if desired else None
     configuration = service.get("deploymentConfiguration", {})
     if state == "FAILED":
@@ -71,6 +74,17 @@ def _judge_primary(service: Json, primary: Json, reason: str, failed_tasks: int)
     gives_up = state == "IN_PROGRESS" and not breaker and failed >= failed_tasks
     state_now = State.FAILED if gives_up else State.PROGRESSING
     return Observation(state=state_now, reason=words, revision=live, progress=progress)
+
+
+def state_of(service: Json) -> str:
+    """Rollout state of the PRIMARY deployment: COMPLETED, IN_PROGRESS or FAILED.
+
+    ECS reports it for rolling deployments without a Classic Load Balancer only; for the others it is derived.
+    """
+    primary = primary_of(service)
+    alone = len(service["deployments"]) == 1 and not primary.get("pendingCount")
+    derived = "COMPLETED" if alone and primary["runningCount"] >= primary["desiredCount"] else "IN_PROGRESS"
+    return str(primary.get("rolloutState") or derived)
 
 
 def _judge_removed(service: Json, live: str) -> Observation:
@@ -144,13 +158,29 @@ def _repository(image: str) -> str:
     return path + slash + last.partition(":")[0]
 
 
+def images_of(definition: Json) -> dict[str, str]:
+    """Image per container."""
+    return {container["name"]: container["image"] for container in definition["containerDefinitions"]}
+
+
+def copy_of(definition: Json, images: dict[str, str], tags: dict[str, str]) -> Json:
+    """What RegisterTaskDefinition takes for the same definition with other images."""
+    containers = [{**c, "image": images.get(c["name"], c["image"])} for c in definition["containerDefinitions"]]
+    return {
+        **{name: value for name, value in definition.items() if name in _registrable()},
+        "containerDefinitions": containers,
+        # Tags that AWS sets itself are refused.
+        "tags": [{"key": key, "value": value} for key, value in tags.items() if not key.startswith("aws:")],
+    }
+
+
 @cache
-def registrable() -> frozenset[str]:
+def _registrable() -> frozenset[str]:
     """What RegisterTaskDefinition takes, as the installed SDK knows it: nothing of a definition is lost in the copy."""
     from botocore.session import Session
 
     shape = Session().get_service_model("ecs").operation_model("RegisterTaskDefinition").input_shape
-    return frozenset(shape.members) - {"tags"}
+    return frozenset(shape.members)
 
 
 def _epoch(moment: Any) -> float | None:

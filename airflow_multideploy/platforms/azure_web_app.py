@@ -1,15 +1,16 @@
 """Azure Web Apps that run one image (Linux, Web App for Containers): config, adapter and operator.
 
-A release is one ``PATCH`` of the site's configuration: ``linuxFxVersion`` with the image, and in the same write a marker of
-ours in the site's ``metadata`` (where Azure's own deployment tools leave theirs), so that neither can be there without the
-other. Metadata of others is read, merged and written back unseen; app settings are never touched.
+A release is one ``PATCH`` of the site's configuration: ``linuxFxVersion`` with the image, and in the same write a
+marker of ours in the site's ``metadata`` (where Azure's own deployment tools leave theirs), so that neither can be
+there without the other. Metadata of others is read, merged and written back unseen; app settings are never touched.
 
 Resource Manager accepts an image before anything has started, and the old container goes on answering until the new one
-does. So it counts as healthy when the app itself tells the release's version, or when Azure lists new containers on every
-instance; without either, when the app answers after the time that Azure gives a container to start, and then unverified.
+does. So a site counts as healthy when the app itself tells the release's version, or when Azure lists new containers on
+every instance; without either, when the app answers after the time that Azure gives a container to start, and then
+unverified.
 
-Microsoft.Web has no concurrency token (no operation of API version 2025-05-01 takes If-Match): the live configuration is read
-directly before each write, and ``observe`` reads it again.
+Microsoft.Web has no concurrency token (no operation of API version 2025-05-01 takes If-Match): the live configuration
+is read directly before each write, and ``observe`` reads it again.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from airflow_multideploy.platforms._azure_judge import (
     Live,
     Looks,
     Marker,
+    Rules,
     containers,
     fx_version,
     image_of,
     judge,
     last_stamp,
     read_marker,
-    told,
     write_marker,
 )
 
@@ -45,8 +46,8 @@ class AzureWebAppConfig(TargetConfig):
     """One site.
 
     :param subscription_id: None takes ``subscriptionId`` of the Connection's extra.
-    :param health_url: complete address of the app's own health or version answer; None: ``https://`` + the site's default
-        host name + ``health_path``.
+    :param health_url: complete address of the app's own health or version answer; None: ``https://``, the site's
+        default host name and ``health_path``.
     :param health_path: path of that answer; not used with ``health_url``.
     :param version_json_path: where the health answer tells what runs, such as ``build.version``; it has to equal the
         release's version, image or digest. The best evidence there is: configure it when the app can tell.
@@ -66,9 +67,9 @@ class AzureWebAppConfig(TargetConfig):
     settle: Seconds = 240.0
 
     @property
-    def tells_version(self) -> bool:
-        """Whether the app's answer is said to tell what runs."""
-        return bool(self.version_json_path or self.version_header)
+    def rules(self) -> Rules:
+        """How an answer of the app is judged."""
+        return Rules(self.version_json_path, self.version_header, self.settle)
 
 
 class _Before(NamedTuple):
@@ -82,26 +83,24 @@ class _Before(NamedTuple):
 class AzureWebApp(Platform[AzureWebAppConfig]):
     """Releases an image into a site, and back.
 
-    A site counts as never deployed (``snapshot.exists`` False) while its ``linuxFxVersion`` is empty or holds the portal's
-    placeholder. To remove such a first-ever release means to restore exactly that; the site itself is not ours.
+    A site counts as never deployed (``snapshot.exists`` False) while its ``linuxFxVersion`` is empty or holds the
+    portal's placeholder. To remove such a first-ever release means to restore exactly that; the site is not ours.
     """
 
     kind: ClassVar[str] = "azure_web_app"
     config_type: ClassVar[type[TargetConfig]] = AzureWebAppConfig
     capabilities: ClassVar[Capabilities] = Capabilities(
-        snapshot="linuxFxVersion, our release marker, the site's state, its containers and the version that the app told",
+        snapshot="linuxFxVersion, our release marker, the site's state, its containers, the version that the app told",
         early_failure="a failed container start in the site's container log, in its words; a stopped site",
         restores="linuxFxVersion; not app settings, and not the bits of a tag that was moved meanwhile",
-        tested_against="a simulator of Resource Manager held to the models of azure-mgmt-web 11, with the real login flow",
+        tested_against="a simulator of Resource Manager held to azure-mgmt-web's models, with the real login flow",
     )
 
     def snapshot(self, previous: Release | None = None) -> Snapshot:
         return self._api.run(self._snapshot())
 
     def deploy(self, release: Release, snapshot: Snapshot) -> Handle:
-        """See `Platform.deploy`. ``release.force`` with the image that is live already restarts the site, which pulls it
-        again.
-        """
+        """See `Platform.deploy`. With ``release.force``, an image that is live already is pulled again by a restart."""
         return self._api.run(self._deploy(release, snapshot))
 
     def observe(self, handle: Handle) -> Observation:
@@ -157,7 +156,7 @@ class AzureWebApp(Platform[AzureWebAppConfig]):
     def _snapshot(self) -> Steps[Snapshot]:
         live = yield from self._live()
         instances = (yield Call("list_instance_identifiers")).value
-        health = yield from self._health(live.host) if self.config.tells_version else _nothing()
+        health = yield from self._health(live.host) if self.config.rules.tells_version else _nothing()
         image = image_of(live.fx)
         exists = image is not None and not image.startswith(PLACEHOLDERS)
         return Snapshot(
@@ -170,7 +169,7 @@ class AzureWebApp(Platform[AzureWebAppConfig]):
                 "containers": list(containers(instances)),
                 "state": live.state,
                 "workers": live.workers,
-                "told": told(health, self.config.version_json_path, self.config.version_header) if health else None,
+                "told": self.config.rules.told(health) if health else None,
             },
         )
 
@@ -240,14 +239,17 @@ class AzureWebApp(Platform[AzureWebAppConfig]):
             health = yield from self._health(str((site.get("properties") or {}).get("defaultHostName") or ""))
         state = str((site.get("properties") or {}).get("state") or "")
         looks = Looks(fx=fx, state=state, instances=instances, health=health, log=log, at=config.at)
-        seen = judge(handle, looks, self.config)
+        seen = judge(handle, looks, self.config.rules)
         if seen.state is State.PROGRESSING:  # only then does the log matter, and only then is it read
             looks = looks._replace(log=(yield from self._log()))
-            seen = judge(handle, looks, self.config)
+            seen = judge(handle, looks, self.config.rules)
         return seen
 
     def _log(self) -> Steps[str | None]:
-        """https://learn.microsoft.com/rest/api/appservice/web-apps/get-web-site-container-logs; None: not for us to read."""
+        """https://learn.microsoft.com/rest/api/appservice/web-apps/get-web-site-container-logs
+
+        None: not for us to read.
+        """
         try:
             return str((yield Call("get_web_site_container_logs")).value)
         except PlatformError as error:

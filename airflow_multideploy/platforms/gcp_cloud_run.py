@@ -85,11 +85,13 @@ def judge(document: Json | None, handle: Handle) -> Observation:  # noqa: PLR091
         said = ", ".join(f"{name} {share} %" for name, share in asked.items()) or "nothing"
         reason = f"somebody else changed the traffic: it now goes to {said}"
         return Observation(state=State.SUPERSEDED, reason=reason, revision=revision)
-    if document.get("reconciling"):
+    # After a rollback the service may go on reconciling the undone revision, without traffic, for minutes.
+    reconciling = bool(document.get("reconciling"))
+    if serves == target and routed(document) and (not reconciling or handle.action == "rollback"):
+        return Observation(state=State.HEALTHY, reason=f"{handle.revision} serves", revision=revision)
+    if reconciling:
         reason = words(document, "CONDITION_RECONCILING") or words(document, "CONDITION_PENDING")
         return Observation(state=State.PROGRESSING, reason=reason or "reconciling", revision=revision)
-    if serves == target and routed(document):
-        return Observation(state=State.HEALTHY, reason=f"{handle.revision} serves", revision=revision)
     if failed := words(document, "CONDITION_FAILED"):
         return Observation(state=State.FAILED, reason=failed, revision=revision)
     return Observation(state=State.UNKNOWN, reason="neither reconciling nor served nor failed", revision=revision)

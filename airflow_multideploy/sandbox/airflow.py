@@ -1,4 +1,4 @@
-"""A whole Airflow on loopback for the demo, the system tests and the benchmarks: SQLite, LocalExecutor, real processes."""
+"""A whole Airflow on loopback for demo, system tests and benchmarks: SQLite, LocalExecutor, real processes."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
 """Stand-in for Amazon ECS: moto's task definitions, clusters and tags, with rollouts that take time and can fail.
 
-From moto: RegisterTaskDefinition, DescribeTaskDefinition, ListTaskDefinitions, tags, clusters, STS, and the static part of a
-service. Ours, on our own initiative where botocore's model (shape only) does not tell: UpdateService, the ``deployments``
-of a service, its stopped tasks, service deployments and revisions, and
+From moto: RegisterTaskDefinition, DescribeTaskDefinition, ListTaskDefinitions, tags, clusters, STS, and the static part
+of a service. Ours, on our own initiative where botocore's model (shape only) does not tell: UpdateService, the
+``deployments`` of a service, its stopped tasks, service deployments and revisions, and
 
-- a rolling deployment replaces tasks evenly over the scripted time; the old revision serves until the new one is complete;
-- a failing rollout loses three tasks in half that time; then the circuit breaker (seeded as enabled, without rollback; change
-  it with UpdateService) ends it as FAILED, and with ``rollback`` ECS goes back by itself in a quarter of the time;
+- a rolling deployment replaces tasks evenly over the scripted time; the old revision serves until the new one is done;
+- a failing rollout loses three tasks in half that time; then the circuit breaker (seeded as enabled, without rollback;
+  change it with UpdateService) ends it as FAILED, and with ``rollback`` ECS goes back in a quarter of the time;
 - StopServiceDeployment starts the way back at once, as a deployment like any other;
-- request signatures (SigV4) are verified; a wrong key id or secret is answered as AWS does, with status 400.
+- request signatures (SigV4) are verified; a wrong key id or secret is answered with status 400, as by AWS's JSON APIs;
+- parameters are checked against the model's required members and types;
+- an injected 429 has the status 429, where the real ECS throttles with 400 and the same ``ThrottlingException``.
 
 Each instance has an account of its own in moto, so that instances in one process share nothing.
 """
@@ -60,6 +62,8 @@ class AwsEcsStandIn:
     def __init__(
         self, world: World, *, port: int = 0, ca: trustme.CA | None = None, secret: str = "sandbox-secret"
     ) -> None:
+        from botocore.session import Session
+        from botocore.validate import ParamValidator
         from moto.ecs.models import ecs_backends
         from moto.moto_server.werkzeug_app import create_backend_app
         from werkzeug.test import Client
@@ -67,7 +71,8 @@ class AwsEcsStandIn:
         self.world, self._secret = world, secret
         self.account = str(next(_accounts))
         self._lock = threading.RLock()
-        self._api = EcsApi(self.account, self._moto_json)
+        self._model, self._validator = Session().get_service_model("ecs"), ParamValidator()
+        self._api = EcsApi(self.account, world, self._moto_json)
         self._by_hand: set[str] = set()
         self._moto = {name: Client(create_backend_app(name)) for name in ("ecs", "sts")}
         self._backend = ecs_backends[self.account][REGION]
@@ -116,9 +121,8 @@ class AwsEcsStandIn:
             service = self._api.services[resource]
             service.advance()
             serving = service.serving if service.desired else None
-            image = (
-                self._backend.describe_task_definition(serving).container_definitions[0]["image"] if serving else None
-            )
+            definition = self._backend.describe_task_definition(serving) if serving else None
+            image = str(definition.container_definitions[0]["image"]) if definition else None
             return Live(image=image, revision=serving, settled=service.primary.state != "IN_PROGRESS")
 
     def revisions(self, resource: str) -> list[str]:
@@ -177,13 +181,20 @@ class AwsEcsStandIn:
 
     def _dispatch(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes, str]:
         action = headers.get("x-amz-target", "").rpartition(".")[2]
-        handler = self._api.operations.get(action)
-        if handler is None:
+        if not action:
             return self._ask_moto(headers, body)
         try:
             params = json.loads(body)
         except ValueError:
             raise ApiError("SerializationException", "the body is no JSON document") from None
+        if action not in self._model.operation_names:
+            raise ApiError("UnknownOperationException", f"no operation {action}")
+        report = self._validator.validate(params, self._model.operation_model(action).input_shape)
+        if report.has_errors():
+            raise ApiError("InvalidParameterException", report.generate_report())
+        handler = self._api.operations.get(action)
+        if handler is None:
+            return self._ask_moto(headers, body)
         return 200, json.dumps(handler(params)).encode(), JSON
 
     def _ask_moto(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes, str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 from airflow_multideploy.sandbox.aws_ecs_rollouts import Deployment, Json, Service
+from airflow_multideploy.sandbox.world import World
 
 REGION, CLUSTER = "eu-central-1", "sandbox"
 
@@ -24,8 +25,8 @@ class EcsApi:
     :param ask_moto: makes the same call to moto and returns its document.
     """
 
-    def __init__(self, account: str, ask_moto: Callable[[str, Json], Json]) -> None:
-        self.account, self.ask_moto = account, ask_moto
+    def __init__(self, account: str, world: World, ask_moto: Callable[[str, Json], Json]) -> None:
+        self.account, self.world, self.ask_moto = account, world, ask_moto
         self.services: dict[str, Service] = {}
         self.operations: dict[str, Callable[[Json], Json]] = {
             "DescribeServices": self.describe_services,
@@ -44,7 +45,7 @@ class EcsApi:
         return answer
 
     def update_service(self, params: Json) -> Json:
-        service = self._known(params)
+        service = self._service(params)
         service.advance()
         if "deploymentConfiguration" in params:
             service.breaker = params["deploymentConfiguration"].get("deploymentCircuitBreaker", service.breaker)
@@ -73,7 +74,7 @@ class EcsApi:
         return {"tasks": [known[arn] for arn in params["tasks"] if arn in known], "failures": missing}
 
     def list_service_deployments(self, params: Json) -> Json:
-        service = self._known(params)
+        service = self._service(params)
         service.advance()
         wanted = params.get("status") or []
         found = [d for d in reversed(service.history) if not wanted or d.status in wanted]
@@ -137,7 +138,15 @@ class EcsApi:
         )
         if not described["services"]:
             raise ApiError("ServiceNotFoundException", "Service not found.")
-        return self.services[described["services"][0]["serviceName"]]
+        return self._state(described["services"][0])
+
+    def _state(self, document: Json) -> Service:
+        """The rollouts of one of moto's services; one that CreateService has just made runs at once."""
+        name = str(document["serviceName"])
+        if name not in self.services:
+            self.services[name] = Service(name, self.world, document["desiredCount"])
+            self.services[name].settle(document["taskDefinition"])
+        return self.services[name]
 
     def _find(self, arn: str) -> tuple[Service, Deployment]:
         name, _, key = arn.rpartition("/")
@@ -154,7 +163,7 @@ class EcsApi:
 
     def _overlay(self, document: Json) -> Json:
         """moto's static document of a service with what its tasks do now."""
-        service = self.services[document["serviceName"]]
+        service = self._state(document)
         service.advance()
         count = {"desiredCount": service.desired, "runningCount": sum(d.running for d in service.deployments)}
         return {

@@ -35,7 +35,8 @@ from airflow_multideploy.sandbox.world import Course, Live, World
 if TYPE_CHECKING:
     import trustme
 
-PROJECT, LOCATION, ACCOUNT = "sandbox-project", "europe-west1", "sandbox@sandbox-project.iam.gserviceaccount.com"
+PROJECT, LOCATION, UNIVERSE = "sandbox-project", "europe-west1", "sandbox.test"
+ACCOUNT = f"sandbox@{PROJECT}.iam.{UNIVERSE}"
 
 _PLACE = r"projects/[^/]+/locations/[^/]+"
 _ROUTES: tuple[tuple[str, str, str, set[str]], ...] = (
@@ -154,8 +155,10 @@ class GcpCloudRunStandIn:
             "private_key_id": self.secret,
             "private_key": _key()[0],
             "client_email": ACCOUNT,
-            "client_id": "1",
+            "client_id": "100000000000000000001",
             "token_uri": f"{self.url}/token",
+            # Not googleapis.com: for that one, google-auth looks up the account's region at Google in the background.
+            "universe_domain": UNIVERSE,
         }
         return {"conn_type": "google_cloud_platform", "extra": extra | {"keyfile_dict": key, "grpc_ca": self._ca}}
 

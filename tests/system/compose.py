@@ -12,198 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
+from docker_images import ROOT, WORK, CannotRun, daemon, docker, images, say
 
 from airflow_multideploy.sandbox.server import listen
 
-ROOT = Path(__file__).parents[2]
-WORK = Path(tempfile.gettempdir()) / "multideploy-compose"
-"""Docker's data and the images in it: kept, so that a second run is fast."""
-
-OFFICIAL = {"airflow": "apache/airflow:3.3.2", "postgres": "postgres:17", "redis": "redis:7"}
-STAND_IN = {"debian": "multideploy-standin/debian:12"} | {
-    name: f"multideploy-standin/{image.rpartition('/')[2]}" for name, image in OFFICIAL.items()
-}
 PORTS = ("api", "postgres", "redis", "scheduler", "control", "aws_ecs", "azure_web_app", "gcp_cloud_run", "http")
 ENDED = ("success", "failed")
 PROJECT = "multideploy-test"
-
-DOCKERFILES = {
-    "airflow": """\
-        FROM {debian}
-        RUN useradd --uid 50000 --gid 0 --create-home airflow \\
-         && mkdir -p /opt/airflow/dags /opt/airflow/logs && chown -R airflow:0 /opt/airflow
-        USER airflow
-        ENV AIRFLOW_HOME=/opt/airflow PATH=/home/airflow/.local/bin:/usr/local/bin:/usr/bin:/bin
-        RUN python3 -m venv /home/airflow/.local
-        COPY requirements.txt /tmp/requirements.txt
-        RUN pip install --no-cache-dir --no-compile --no-deps --require-hashes -r /tmp/requirements.txt
-        RUN pip install --no-cache-dir --no-compile 'apache-airflow==3.3.2' 'apache-airflow-providers-celery[redis]' \\
-            apache-airflow-providers-postgres psycopg2-binary asyncpg hatchling
-        COPY entrypoint /entrypoint
-        WORKDIR /opt/airflow
-        ENTRYPOINT ["/entrypoint"]
-        """,
-    "postgres": """\
-        FROM {debian}
-        ENV PATH=/usr/lib/postgresql/15/bin:/usr/bin:/bin PGDATA=/var/lib/postgresql/data
-        RUN mkdir -p $PGDATA && chown postgres $PGDATA && chmod 700 $PGDATA
-        USER postgres
-        COPY entrypoint /entrypoint
-        ENTRYPOINT ["/entrypoint"]
-        CMD ["postgres"]
-        """,
-    "redis": """\
-        FROM {debian}
-        USER redis
-        WORKDIR /tmp
-        """,
-}
-
-ENTRYPOINTS = {
-    "airflow": """\
-        #!/bin/bash
-        # As the official image's: "airflow" is the program unless another one is named.
-        case "$1" in bash|sh|python|airflow|celery) exec "$@" ;; esac
-        exec airflow "$@"
-        """,
-    "postgres": """\
-        #!/bin/bash
-        # As the official image's: creates user and database when the volume is empty.
-        set -e
-        if [ ! -s "$PGDATA/PG_VERSION" ]; then
-            initdb --username="$POSTGRES_USER" --pwfile=<(echo "$POSTGRES_PASSWORD") --auth-host=scram-sha-256 > /dev/null
-            pg_ctl start --wait --silent --options="-c listen_addresses=''"
-            createdb --username="$POSTGRES_USER" --host=/var/run/postgresql "$POSTGRES_DB" || true
-            pg_ctl stop --wait --silent
-        fi
-        exec "$@"
-        """,
-}
-
-
-def say(text: str) -> None:
-    """A line of progress, with the seconds since the start."""
-    print(f"{time.monotonic() - STARTED:7.1f} s  {text}", flush=True)
-
-
-STARTED = time.monotonic()
-
-
-def obstacles() -> list[str]:
-    """Why it cannot run here; empty when it can."""
-    missing = [p for p in ("docker", "docker-compose") if shutil.which(p) is None]
-    if not os.environ.get("DOCKER_HOST"):
-        missing += [p for p in ("dockerd",) if shutil.which(p) is None]
-    found = [f"not installed: {', '.join(missing)}"] if missing else []
-    if not os.environ.get("DOCKER_HOST") and os.geteuid() != 0:
-        found.append("no DOCKER_HOST is set, and a Docker daemon of its own needs root")
-    if not found and os.environ.get("DOCKER_HOST") and docker("info", check=False).returncode != 0:
-        found.append(f"no Docker daemon answers at DOCKER_HOST={os.environ['DOCKER_HOST']}")
-    return found
-
-
-def docker(*arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run docker; its output is shown when it fails."""
-    done = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True, **options)
-    if check and done.returncode != 0:
-        raise SystemExit(f"docker {arguments[0]} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    return done
-
-
-@contextmanager
-def daemon() -> Iterator[None]:
-    """The Docker daemon that DOCKER_HOST names, or one of our own on a socket of its own, stopped afterwards."""
-    if os.environ.get("DOCKER_HOST"):
-        yield
-        return
-    socket = WORK / "docker.sock"
-    options = ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]
-    places = [f"--data-root={WORK}/data", f"--exec-root={WORK}/exec", f"--pidfile={WORK}/docker.pid"]
-    with (WORK / "dockerd.log").open("w") as log:
-        process = subprocess.Popen(
-            ["dockerd", *places, f"--host=unix://{socket}", "--group=root", *options], stdout=log, stderr=log
-        )
-    os.environ["DOCKER_HOST"] = f"unix://{socket}"
-    try:
-        until = time.monotonic() + 30
-        while docker("info", check=False).returncode != 0:
-            if process.poll() is not None or time.monotonic() > until:
-                last = (WORK / "dockerd.log").read_text()[-1500:]
-                print(f"SKIPPED: the Docker daemon cannot run on this machine:\n{last}")
-                raise SystemExit(0)
-            time.sleep(0.2)
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
-        del os.environ["DOCKER_HOST"]
-
-
-def has_image(name: str) -> bool:
-    """Whether an image is on this machine."""
-    return docker("image", "inspect", name, check=False).returncode == 0
-
-
-def images() -> dict[str, str]:
-    """The images to run on, by role: the official ones when they are all here, else stand-ins, built when needed."""
-    if all(map(has_image, OFFICIAL.values())):
-        say("using the official images")
-        return OFFICIAL
-    if not has_image(STAND_IN["debian"]):
-        import_debian()
-    for name, text in DOCKERFILES.items():
-        if not has_image(STAND_IN[name]):
-            say(f"building {STAND_IN[name]}")
-            build_stand_in(name, text)
-    return {name: STAND_IN[name] for name in OFFICIAL}
-
-
-def import_debian() -> None:
-    """Debian with Python, PostgreSQL and Redis as an image, straight from its packages."""
-    if shutil.which("debootstrap") is None:
-        print("SKIPPED: the official images are not on this machine, and debootstrap is not installed to build others")
-        raise SystemExit(0)
-    say(f"building {STAND_IN['debian']}")
-    packages = "python3,python3-venv,ca-certificates,postgresql-15,redis-server,curl"
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        subprocess.run(
-            ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        # What this machine trusts, the build inside has to trust as well (a proxy's authority, for one).
-        shutil.copy("/etc/ssl/certs/ca-certificates.crt", f"{folder}/etc/ssl/certs/ca-certificates.crt")
-        with subprocess.Popen(["tar", "-C", folder, "-c", "."], stdout=subprocess.PIPE) as tar:
-            change = "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1"
-            docker("import", "--change", change, "-", STAND_IN["debian"], stdin=tar.stdout)
-
-
-def build_stand_in(name: str, dockerfile: str) -> None:
-    """One stand-in image from its Dockerfile above."""
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        context = Path(folder)
-        lines = dockerfile.format(debian=STAND_IN["debian"]).splitlines()
-        (context / "Dockerfile").write_text("\n".join(line.strip() for line in lines))
-        if name in ENTRYPOINTS:
-            script = "\n".join(line.removeprefix("        ") for line in ENTRYPOINTS[name].splitlines())
-            (context / "entrypoint").write_text(script + "\n")
-            (context / "entrypoint").chmod(0o755)
-        if name == "airflow":
-            shutil.copy(ROOT / "requirements.txt", context)
-        environment = os.environ | {"DOCKER_BUILDKIT": "0"}
-        docker("build", "--network", "host", "--tag", STAND_IN[name], folder, env=environment)
 
 
 def free_ports() -> dict[str, int]:
@@ -238,7 +61,9 @@ def override(ports: dict[str, int], base: dict[str, Any], used: dict[str, str]) 
     changed["postgres"] |= {
         "image": used["postgres"],
         "command": ["postgres", "-c", "listen_addresses=127.0.0.1", "-p", str(ports["postgres"])],
-        "healthcheck": {"test": ["CMD", "pg_isready", "-U", "airflow", "-h", "127.0.0.1", "-p", str(ports["postgres"])]},
+        "healthcheck": {
+            "test": ["CMD", "pg_isready", "-U", "airflow", "-h", "127.0.0.1", "-p", str(ports["postgres"])]
+        },
     }
     bind = f"--bind 127.0.0.1 --port {ports['redis']}"
     changed["redis"] |= {
@@ -249,3 +74,120 @@ def override(ports: dict[str, int], base: dict[str, Any], used: dict[str, str]) 
     changed["api-server"] |= {"command": f"api-server --host 127.0.0.1 --port {ports['api']}"}
     changed["sandbox"] |= sandbox_on(ports)
     return {"services": changed}
+
+
+def sandbox_on(ports: dict[str, int]) -> dict[str, Any]:
+    """The sandbox's command and health check on other ports."""
+    named = " ".join(f"--port {name}={ports[name]}" for name in PORTS[4:])
+    return {
+        "command": f"multideploy sandbox --folder /opt/airflow/sandbox {named}",
+        "healthcheck": {"test": ["CMD-SHELL", f"curl --silent --fail http://127.0.0.1:{ports['control']}/healthz"]},
+    }
+
+
+class Stack:
+    """The services of docker-compose.yaml, running."""
+
+    def __init__(self, folder: Path, ports: dict[str, int], used: dict[str, str]) -> None:
+        self.ports = ports
+        base = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
+        changes = override(ports, base, used)
+        for service in base["services"].values():
+            service.pop("ports", None)  # a published port and the host's network exclude each other
+        self.services = list(base["services"])
+        self.environment = {k: v for k, v in os.environ.items() if k != "COMPOSE_FILE"} | {"DOCKER_BUILDKIT": "0"}
+        self.environment["COMPOSE_DOCKER_CLI_BUILD"] = "0"
+        (folder / "base.yaml").write_text(yaml.safe_dump(base, sort_keys=False))
+        (folder / "override.yaml").write_text(yaml.safe_dump(changes, sort_keys=False))
+        subprocess.run([str(ROOT / "docker" / "env.sh"), str(folder / ".env")], check=True, stdout=subprocess.DEVNULL)
+        self.secrets = dict(line.split("=", 1) for line in (folder / ".env").read_text().splitlines())
+        self.command = ["docker-compose", "--project-name", PROJECT, "--project-directory", str(ROOT)]
+        self.command += ["--env-file", str(folder / ".env")]
+        self.command += ["--file", str(folder / "base.yaml"), "--file", str(folder / "override.yaml")]
+
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        """Run docker-compose; its output."""
+        done = subprocess.run(
+            [*self.command, *arguments], check=False, capture_output=True, text=True, env=self.environment
+        )
+        if check and done.returncode != 0:
+            words = f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+            raise SystemExit(f"docker-compose {arguments[0]} ended with {done.returncode}:\n{words}")
+        return done.stdout + done.stderr
+
+    def logs(self, service: str, lines: int | None = None) -> str:
+        """What a service printed."""
+        tail = [f"--tail={lines}"] if lines else []
+        return self.compose("logs", "--no-color", *tail, service, check=False)
+
+    def health(self) -> dict[str, str]:
+        """``healthy``, ``starting``, ``exited 0``, … of every service."""
+        found = {}
+        for service in self.services:
+            container = self.compose("ps", "--quiet", service).strip()
+            if not container:
+                found[service] = "absent"
+                continue
+            state = json.loads(docker("inspect", "--format", "{{json .State}}", container).stdout)
+            ended = f"exited {state['ExitCode']}"
+            found[service] = state["Health"]["Status"] if state["Running"] and "Health" in state else ended
+            if state["Running"] and "Health" not in state:
+                found[service] = "running"
+        return found
+
+    def wait_healthy(self, seconds: float) -> None:
+        """Return when every service is healthy, and those that only do a job have done it."""
+        until = time.monotonic() + seconds
+        told: dict[str, str] = {}
+        while True:
+            now = self.health()
+            for service in [s for s in now if now[s] != told.get(s)]:
+                say(f"{service}: {now[service]}")
+            told = now
+            if set(now.values()) <= {"healthy", "exited 0"}:
+                return
+            bad = [
+                s for s, state in now.items() if state == "unhealthy" or (state[:6] == "exited" and state != "exited 0")
+            ]
+            if bad or time.monotonic() > until:
+                bad = bad or [s for s, state in now.items() if state not in ("healthy", "exited 0")]
+                words = "\n".join(f"--- {s} ({now[s]})\n{self.logs(s, 40)}" for s in bad)
+                raise SystemExit(f"not healthy: {', '.join(bad)}\n{words}")
+            time.sleep(1)
+
+
+class Api:
+    """Airflow's REST API, with the password from the .env file."""
+
+    def __init__(self, url: str, password: str) -> None:
+        self.http = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        answer = self.http.post("/auth/token", json={"username": "admin", "password": password}).raise_for_status()
+        self.http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+
+    def get(self, path: str) -> Any:
+        """A document below /api/v2."""
+        return self.http.get(f"/api/v2{path}").raise_for_status().json()
+
+    def wait_for_dag(self, dag_id: str, seconds: float = 120) -> None:
+        """Return when the DAG processor has found the DAG."""
+        until = time.monotonic() + seconds
+        while self.http.get(f"/api/v2/dags/{dag_id}").status_code != 200:
+            if time.monotonic() > until:
+                raise SystemExit(f"no DAG {dag_id}; import errors: {self.get('/importErrors')}")
+            time.sleep(0.5)
+
+    def release(self, dag_id: str, conf: dict[str, Any], seconds: float = 300) -> dict[str, Any]:
+        """Trigger a release and wait for its end; the run, with its task instances under ``tasks``."""
+        document = {"logical_date": None, "conf": conf}
+        answer = self.http.post(f"/api/v2/dags/{dag_id}/dagRuns", json=document)
+        if answer.status_code != 200:
+            raise SystemExit(f"trigger refused: {answer.status_code} {answer.text}")
+        run_id = answer.json()["dag_run_id"]
+        until = time.monotonic() + seconds
+        while True:
+            run = dict(self.get(f"/dags/{dag_id}/dagRuns/{run_id}"))
+            if run["state"] in ENDED or time.monotonic() > until:
+                break
+            time.sleep(0.5)
+        run["tasks"] = self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
+        return run

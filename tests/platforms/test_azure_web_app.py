@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+from airflow_multideploy.sandbox.azure_web_app import AzureWebAppStandIn
+from airflow_multideploy.sandbox.world import StandIn, World
+from airflow_multideploy.testing.contract import PlatformContract
+
+
+class TestAzureWebApp(PlatformContract):
+    def make_stand_in(self, world: World) -> StandIn:
+        return AzureWebAppStandIn(world)
