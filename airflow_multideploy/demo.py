@@ -142,7 +142,8 @@ def _play(console: Console, airflow: LocalAirflow, sandbox: Sandbox, scene: Scen
     run_id = airflow.trigger(SERVICE, {"version": scene.version, "reason": "demo"})
     state = ""
     with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
-        for state in airflow.watch(SERVICE, run_id):
+        for now in airflow.watch(SERVICE, run_id):
+            state = now
             picture = _timeline(airflow.task_instances(SERVICE, run_id), sandbox)
             if console.is_terminal:
                 live.update(picture, refresh=True)
@@ -164,7 +165,7 @@ def _timeline(tasks: Mapping[str, Mapping[str, Any]], sandbox: Sandbox) -> Group
     first = min((start for start, _ in spans.values() if start), default=now)
     last = max((end for _, end in spans.values()), default=now)
     scale = BAR / max((last - first).total_seconds(), 1.0)
-    table = Table("task", "state", "seconds", Text("timeline"), "serves", box=None, pad_edge=False)
+    table = Table("task", "state", "seconds", "timeline", "serves", box=None, pad_edge=False)
     for name, task in sorted(tasks.items(), key=lambda item: (item[1]["start_date"] or "9", item[0])):
         state = task["state"] or "waiting"
         colour = COLOURS.get(state, "yellow")
@@ -194,7 +195,7 @@ def _figures(console: Console, verdict: Mapping[str, Any]) -> None:
     figures = verdict.get("figures") or {}
 
     def show(key: str, form: str) -> str:
-        return form.format(figures[key]) if figures.get(key) is not None else "–"
+        return form.format(figures[key]) if figures.get(key) is not None else "-"
 
     table = Table(
         "deployment time", "success rate", "rollback time", "parallel execution rate", box=None, pad_edge=False

@@ -80,15 +80,15 @@ def main(shares: Mapping[str, int]) -> str | None:
 def words(document: Json, state: str) -> str:
     """What the platform says about everything that is in this state, without repetitions."""
     said: list[str] = []
+    heard = ""
     for condition in [document.get("terminalCondition", {}), *document.get("conditions", [])]:
-        if condition.get("state") != state:
-            continue
         reason = next((condition[k] for k in ("revisionReason", "reason", "executionReason") if k in condition), "")
         message = condition.get("message", "")
-        text = f"{reason}: {message}" if reason and message else reason or message
-        if text and not any(text in other for other in said):
-            said.append(text)
-    return "; ".join(said)
+        new = [text for text in (reason, message) if text and text not in heard]
+        if condition.get("state") == state and new:
+            said.append(": ".join(new))
+            heard = "; ".join(said)
+    return heard
 
 
 def routed(document: Json) -> bool:

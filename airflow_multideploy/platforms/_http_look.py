@@ -127,7 +127,8 @@ class Eyes:
         answer = yield self.get(version.path)
         serving = self._serving(version, answer)
         if serving != handle.revision:
-            reason = f"{said}; {called(answer)} says {serving or 'that nothing serves'}, expected {handle.revision or 'that'}"
+            expected = handle.revision or "nothing"
+            reason = f"{said}; {called(answer)} says {serving or 'nothing'}, expected {expected}"
             other = serving is not None and serving != handle.data.get("from")
             return Observation(state=State.SUPERSEDED if other else State.PROGRESSING, reason=reason, revision=serving)
         if serving is not None and (ill := (yield from self._look_at_health(handle))) is not None:

@@ -119,7 +119,7 @@ class TestGcpCloudRun(PlatformContract):
         self.undo(stand_in, release, snapshot, handle, "sync")
         stand_in.meddle(RESOURCE, OTHER)
         changed = self.release(image=OLD)
-        with pytest.raises(PlatformError, match="409 ALREADY_EXISTS.*different configuration") as caught:
+        with pytest.raises(PlatformError, match=r"409 ALREADY_EXISTS.*different configuration") as caught:
             self.platform(stand_in).deploy(changed, self.platform(stand_in).snapshot())
         assert not caught.value.retryable
 
@@ -279,9 +279,7 @@ class TestGcpCloudRun(PlatformContract):
         self.extra(stand_in, monkeypatch, keyfile_dict=key)
         handle = Handle(action="deploy", revision="x", data={"serves": {"x": 100}})
         platform = self.platform(stand_in)
-        with pytest.raises(
-            PlatformError, match=r"shop/t1: connection 'contract' gives no Google credentials"
-        ) as caught:
+        with pytest.raises(PlatformError, match="shop/t1: connection 'contract' gives no Google cred") as caught:
             asyncio.run(platform.aobserve(handle)) if mode == "async" else platform.observe(handle)
         assert not caught.value.retryable
         assert "canary" not in str(caught.value) + repr(caught.value.__cause__)

@@ -1,0 +1,53 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+READY := $(VENV)/.ready
+
+.PHONY: setup test lint types demo demo-ui bench build requirements test-quick test-compose clean
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test: setup  ## all tests that need no root service
+	$(BIN)/python -m pytest tests
+
+test-quick: setup  ## without the real scheduler
+	$(BIN)/python -m pytest tests -m "not system"
+
+test-compose: setup  ## docker-compose.yaml for real, where a Docker Engine can run
+	$(BIN)/python -m tests.system.compose
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+demo: setup  ## four releases on a real Airflow against the sandbox
+	@$(BIN)/airflow multideploy demo
+
+demo-ui: setup  ## the same, left running with the UI
+	@$(BIN)/airflow multideploy demo --ui
+
+bench: setup
+	$(BIN)/python bench/parse.py
+	$(BIN)/python bench/overhead.py
+
+build: setup
+	$(BIN)/python -m build --no-isolation
+
+requirements: setup  ## compile requirements.txt anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements.txt
+
+clean:
+	rm -rf $(VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,366 @@
+"""``airflow multideploy``: validate, schema, platforms, sandbox, demo.
+
+Airflow imports this module for every one of its commands: everything else is imported inside the functions. Results go
+to stdout, errors as one line to stderr; exit code 0: good, 1: problems found, 2: could not be done.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand
+from airflow.utils.cli import suppress_logs_and_warning
+
+from airflow_multideploy.core.errors import MultideployError, SpecError, UnknownPlatform
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from airflow_multideploy.sandbox import Sandbox
+
+PROBLEMS, FAILED = 1, 2
+
+_OUTPUT = Arg(
+    ("-o", "--output"), choices=("table", "json"), default="table", help="table for people, json for machines"
+)
+_VERBOSE = Arg(("-v", "--verbose"), action="store_true", help="show log lines")
+
+
+def get_cli_commands() -> list[CLICommand]:
+    """The group ``multideploy``, for Airflow's command line."""
+    return [
+        GroupCommand(
+            name="multideploy",
+            help="Release services to many platforms",
+            subcommands=[*_catalog_commands(), *_local_commands()],
+        )
+    ]
+
+
+def _catalog_commands() -> list[ActionCommand]:
+    file = Arg(
+        ("file",), nargs="?", help="YAML or JSON catalog; default: [multideploy] catalog_file, else the Variables"
+    )
+    to_file = Arg(("--output-file",), metavar="FILE", help="write there instead of to stdout")
+    return [
+        _command(validate, "Check a catalog: every problem of every service at once", file, _OUTPUT, _VERBOSE),
+        _command(schema, "Print the catalog's JSON Schema, for editors", to_file),
+        _command(platforms, "List the installed platforms and what they can do", _OUTPUT),
+    ]
+
+
+def _local_commands() -> list[ActionCommand]:
+    folder = Arg(("--folder",), metavar="DIR", help="where files are kept; default: one that is removed at the end")
+    ports = "port of one stand-in (aws_ecs=5001), or of the control API (control=5000); repeatable"
+    seed = (
+        "create RESOURCE on every stand-in, or on one (KIND/RESOURCE), serving IMAGE or, if empty, nothing; repeatable"
+    )
+    return [
+        _command(
+            sandbox,
+            "Serve stand-ins for all platforms on 127.0.0.1 until Ctrl-C",
+            Arg(("--seconds",), type=float, default=8.0, help="how long a rollout takes (default: 8)"),
+            Arg(("--port",), action="append", default=[], metavar="KIND=PORT", help=ports),
+            Arg(
+                ("--base-port",), type=int, metavar="PORT", help="the control API's; the stand-ins take those after it"
+            ),
+            Arg(("--seed",), action="append", default=[], metavar="RESOURCE=IMAGE", help=seed),
+            folder,
+            _OUTPUT,
+        ),
+        _command(
+            demo,
+            "Release to four stand-ins on a real Airflow, and show it",
+            Arg(("--ui",), action="store_true", help="leave it running, and print the UI's address and login"),
+            folder,
+        ),
+    ]
+
+
+def _command(func: Callable[[Namespace], None], about: str, *args: Arg) -> ActionCommand:
+    return ActionCommand(name=func.__name__, help=about, func=func, args=args)
+
+
+def _fail(message: object, code: int = FAILED) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Our own errors say all that is needed: one line, no traceback."""
+    try:
+        yield
+    except MultideployError as error:
+        _fail(error)
+
+
+# --- catalog
+
+
+@suppress_logs_and_warning
+def validate(args: Namespace) -> None:
+    """Print every problem of every service; exit with 1 if there is one, with 2 if there is no catalog to read."""
+    with _told():
+        source, entries, defaults = _catalog(args.file)
+    services = [_check(name, entry, defaults) for name, entry in entries.items()]
+    bad = [found for found in services if not found["ok"]]
+    if args.output == "json":
+        _print_json({"ok": not bad, "source": source, "services": services})
+    else:
+        rows = [
+            {
+                "service": found["service"],
+                "targets": ", ".join(found["targets"]),
+                "problems": len(found["problems"]) or "none",
+            }
+            for found in services
+        ]
+        _print_table(rows)
+        for found in bad:
+            for problem in found["problems"]:
+                print(f"{found['service']}: {problem}")
+        print(f"{source}: {len(services)} services, {len(bad)} with problems")
+    if bad:
+        raise SystemExit(PROBLEMS)
+
+
+def _check(name: object, entry: object, defaults: object) -> dict[str, Any]:
+    from airflow_multideploy.core.catalog import parse_service
+    from airflow_multideploy.platforms import config_type
+
+    targets, problems = [], []
+    try:
+        if isinstance(entry, Exception):
+            raise entry
+        targets = list(parse_service(name, entry, defaults=defaults, config_type=config_type).targets)
+    except SpecError as error:
+        problems = list(error.problems)
+    except Exception as error:  # noqa: BLE001 - a third party's config may raise anything, and is that service's problem
+        problems = [f"a platform's config raised {type(error).__name__}: {error}; report it to who made the platform"]
+    return {"service": str(name), "ok": not problems, "targets": targets, "problems": problems}
+
+
+def _catalog(file: str | None) -> tuple[str, dict[str, Any], Any]:
+    """Where the catalog was found, its entries and its defaults.
+
+    :raises SpecError: there is none, or it cannot be read.
+    """
+    from airflow.configuration import conf
+
+    from airflow_multideploy import variables
+    from airflow_multideploy.factory import read_file
+
+    if path := file or conf.get("multideploy", "catalog_file", fallback=""):
+        try:
+            return str(path), *read_file(path)
+        except OSError as error:
+            raise SpecError(f"{path}: {error.strerror or error}; name a file that can be read") from error
+    if variables.get(variables.INDEX) is None:
+        raise SpecError(f"Variable {variables.INDEX}: {_why_absent()}")
+    return f"Variable {variables.INDEX}", *variables.read_catalog()
+
+
+def _why_absent() -> str:
+    """A Variable that Airflow cannot read looks like one that is not there: ask the database itself."""
+    from airflow.models import Variable
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with create_session() as session:
+            session.scalars(select(Variable.key).limit(1)).first()
+    except SQLAlchemyError as error:
+        cause = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0]
+        return f"Airflow's database cannot be read ({cause}); run `airflow db migrate`, or name a catalog file"
+    return "is not set; set it, or name a catalog file"
+
+
+def schema(args: Namespace) -> None:
+    """Print the catalog's JSON Schema over all installed platforms, or write it to a file."""
+    from airflow_multideploy.core.catalog import json_schema
+    from airflow_multideploy.platforms import config_type, kinds
+
+    types = {}
+    for kind in kinds():
+        try:
+            types[kind] = config_type(kind)
+        except UnknownPlatform as error:
+            print(f"left out: {error}", file=sys.stderr)
+    document = json_schema(types)
+    if args.output_file is None:
+        _print_json(document)
+        return
+    try:
+        Path(args.output_file).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        _fail(f"{args.output_file}: {error.strerror or error}; name a file that can be written")
+
+
+def platforms(args: Namespace) -> None:
+    """List the installed platforms; one that cannot be loaded shows why, and makes the exit code 1."""
+    from airflow_multideploy.platforms import kinds
+
+    rows = [_platform(kind, point) for kind, point in kinds().items()]
+    if args.output == "json":
+        _print_json(rows)
+    else:
+        _print_table([{key: _cell(value) for key, value in row.items() if key != "error"} for row in rows])
+        for row in rows:
+            if row["error"]:
+                print(f"{row['kind']}: {row['error']}")
+    if any(row["error"] for row in rows):
+        raise SystemExit(PROBLEMS)
+
+
+def _platform(kind: str, point: Any) -> dict[str, Any]:
+    from airflow_multideploy.core.contract import Capabilities
+    from airflow_multideploy.platforms import platform_type
+
+    row: dict[str, Any] = {
+        "kind": kind,
+        "distribution": f"{point.dist.name} {point.dist.version}" if point.dist else None,
+    }
+    try:
+        able = platform_type(kind).capabilities.dump()
+    except UnknownPlatform as error:
+        return row | dict.fromkeys(Capabilities.model_fields) | {"error": str(error)}
+    return row | able | {"error": None}
+
+
+def _cell(value: object) -> str:
+    return {True: "yes", False: "no", None: ""}.get(value) if value in (True, False, None) else str(value)
+
+
+# --- sandbox and demo
+
+
+def sandbox(args: Namespace) -> None:
+    """Serve the sandbox until SIGINT or SIGTERM, then stop it; exit with 0."""
+    signals = {signal.SIGINT, signal.SIGTERM}
+    # Blocked before the servers' threads start, which inherit it: the signal waits for `sigwait`, whenever it comes.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        with _told(), _sandbox(args) as running:
+            _print_sandbox(running, args.output)
+            signal.sigwait(signals)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _sandbox(args: Namespace) -> Iterator[Sandbox]:
+    """The sandbox, seeded.
+
+    :raises SpecError: an option does not fit.
+    :raises MissingExtra: a test server that the stand-ins use is not installed.
+    """
+    from airflow_multideploy.platforms import missing_extra
+    from airflow_multideploy.sandbox import Sandbox
+    from airflow_multideploy.sandbox.world import PLATFORMS
+
+    ports = _ports(args.port, args.base_port, PLATFORMS)
+    seeds = [seed for text in args.seed for seed in _seeds(text, PLATFORMS)]
+    if not args.seconds > 0:
+        raise SpecError(f"--seconds: {args.seconds:g} is no duration; give a number above 0")
+    running = Sandbox(seconds=args.seconds, ports=ports, folder=_folder(args))
+    with ExitStack() as exits:
+        try:
+            exits.enter_context(running)
+        except ImportError as error:
+            raise missing_extra("sandbox", error) from error
+        except OSError as error:
+            asked = ", ".join(f"{kind}={port}" for kind, port in ports.items()) or "free ports"
+            raise SpecError(f"the sandbox ({asked}): {error.strerror or error}; choose others with --port") from error
+        for kind, resource, image in seeds:
+            running.seed(kind, resource, image)
+        yield running
+
+
+def _folder(args: Namespace) -> Path | None:
+    return Path(args.folder).expanduser().resolve() if args.folder else None
+
+
+def _ports(options: list[str], base: int | None, kinds: Sequence[str]) -> dict[str, int]:
+    """Ports by kind, and ``control``; what is not asked for takes a free one.
+
+    :raises SpecError: no such kind, or no port.
+    """
+    served = ("control", *kinds)
+    ports = {} if base is None else {kind: base + index for index, kind in enumerate(served)}
+    for option in options:
+        kind, _, port = option.partition("=")
+        if kind not in served or not port.isdecimal():
+            raise SpecError(f"--port {option}: is not KIND=PORT; there are {', '.join(served)}")
+        ports[kind] = int(port)
+    for kind, number in ports.items():
+        if not 0 <= number <= 65_535:
+            raise SpecError(f"{kind}: {number} is no port; take one from 0 (any that is free) to 65535")
+    return ports
+
+
+def _seeds(option: str, kinds: Sequence[str]) -> list[tuple[str, str, str | None]]:
+    """(kind, resource, image or None) for each stand-in that is meant.
+
+    :raises SpecError: it is not ``[KIND/]RESOURCE=[IMAGE]``.
+    """
+    place, equals, image = option.partition("=")
+    kind, slash, resource = place.rpartition("/")
+    if not equals or not resource or (slash and kind not in kinds):
+        raise SpecError(f"--seed {option}: is not RESOURCE=IMAGE or KIND/RESOURCE=IMAGE; kinds are {', '.join(kinds)}")
+    return [(each, resource, image or None) for each in ([kind] if slash else kinds)]
+
+
+def _print_sandbox(running: Sandbox, output: str) -> None:
+    """How to reach it. The lines for people are a shell script: ``source`` them."""
+    names: dict[str, list[str]] = {}
+    for kind, resources in running.seeded().items():
+        for resource in resources:
+            names.setdefault(resource, []).append(kind)
+    targets = {name: {kind: running.target(kind, name) for kind in kinds} for name, kinds in names.items()}
+    if output == "json":
+        connections, environment = running.connections(), running.environment()
+        document = {"connections": connections, "environment": environment, "targets": targets}
+        _print_json({"control_url": running.control_url, **document})
+        return
+    for key, value in running.environment().items():
+        print(f"export {key}={shlex.quote(value)}")
+    print(f"# control API: {running.control_url}")
+    for name, entries in targets.items():
+        print(f"# targets on {name!r}: {json.dumps(entries)}")
+    print("# Ctrl-C stops it", flush=True)
+
+
+def demo(args: Namespace) -> None:
+    """Run the demo; the exit code is its own."""
+    from airflow_multideploy.platforms import missing_extra
+
+    with _told():
+        try:
+            from airflow_multideploy.demo import main
+        except ImportError as error:
+            raise missing_extra("sandbox", error) from error
+        code = main(ui=args.ui, folder=_folder(args))
+    raise SystemExit(code)
+
+
+# --- output
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
+
+
+def _print_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """As Airflow's own commands print them."""
+    from airflow.cli.simple_table import AirflowConsole
+
+    AirflowConsole().print_as(data=[dict(row) for row in rows], output="table")

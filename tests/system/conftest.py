@@ -1,0 +1,112 @@
+"""One real Airflow and one sandbox for all system tests of a session."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_multideploy.core.contract import State  # noqa: F401 - core loads before Airflow
+from airflow_multideploy.sandbox import CONN_IDS, Sandbox
+from airflow_multideploy.sandbox.airflow import LocalAirflow
+
+IMAGE = "registry.example.com/shop"
+KINDS = {"aws": "aws_ecs", "azure": "azure_web_app", "gcp": "gcp_cloud_run", "onprem": "http"}
+CANARIES = {kind: f"canary-{kind.replace('_', '-')}-5f1e9c" for kind in KINDS.values()}
+DAGS = Path(__file__).parents[2] / "dags"
+
+
+@dataclass
+class Stage:
+    """What a system test works with."""
+
+    airflow: LocalAirflow
+    sandbox: Sandbox
+
+    def live(self, resource: str) -> dict[str, str | None]:
+        """Tag that each platform serves for a resource, from the platforms' own state."""
+        return {
+            name: (self.sandbox.stand_ins[kind].live(resource).image or "").rpartition(":")[2]
+            for name, kind in KINDS.items()
+        }
+
+    def writes(self) -> int:
+        """How many writing calls all platforms have seen."""
+        return sum(len(self.sandbox.world.calls_of(kind, writes=True)) for kind in KINDS.values())
+
+    def release(
+        self, service: str, conf: Mapping[str, Any], *, timeout: float = 180
+    ) -> tuple[str, dict[str, Any], str]:
+        """Trigger over REST and wait: (run's state, result document, run id)."""
+        self.airflow.wait_for_dag(service)
+        run_id = self.airflow.trigger(service, conf)
+        state = self.airflow.finish(service, run_id, timeout=timeout)
+        return state, self.airflow.xcom(service, run_id, "finalize"), run_id
+
+    def wait_until(self, what: str, check: Any, timeout: float = 60) -> None:
+        """Wait until ``check()`` is true."""
+        until = time.monotonic() + timeout
+        while not check():
+            assert time.monotonic() < until, f"not within {timeout:g} s: {what}"
+            time.sleep(0.3)
+
+
+def targets(sandbox: Sandbox, resource: str, **changes: Any) -> dict[str, Any]:
+    """Catalog entries of the four targets on one resource."""
+    return {
+        name: {**sandbox.stand_ins[kind].target(resource), "conn_id": CONN_IDS[kind], "poll_interval": 1, **changes}
+        for name, kind in KINDS.items()
+    }
+
+
+def catalog(sandbox: Sandbox) -> dict[str, Any]:
+    """Fifty services: the ones the tests release, many idle ones, and a broken one."""
+
+    def service(resource: str, changes: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        return {"artifact": {"image": IMAGE}, "targets": targets(sandbox, resource, **(changes or {})), **more}
+
+    services = {
+        "shop": service("shop"),
+        "cancel": service("cancel"),
+        "stuck": service("stuck", {"timeout": 8}),
+        "vanish": service("vanish"),
+        "sync": service("sync", deferrable=False),
+        "timed": service("timed", schedule="@once", version="2.0.0"),
+        "dry": service("dry"),
+        "chain": service("chain"),
+    }
+    services["chain"]["targets"]["gcp"]["depends_on"] = ["aws"]
+    services["chain"]["targets"]["azure"]["depends_on"] = [{"target": "gcp", "when": "failed"}]
+    broken = service("broken")
+    broken["targets"]["aws"]["clutser"] = broken["targets"]["aws"].pop("cluster")
+    services["broken"] = broken
+    for number in range(50 - len(services)):
+        services[f"idle{number}"] = service("shop")
+    return services
+
+
+RESOURCES = ("shop", "cancel", "stuck", "vanish", "sync", "timed", "dry", "chain")
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    home = tmp_path_factory.mktemp("airflow")
+    with Sandbox(seconds=4, folder=home / "sandbox", secrets=CANARIES) as sandbox:
+        for stand_in in sandbox.stand_ins.values():
+            for resource in RESOURCES:
+                stand_in.seed(resource, f"{IMAGE}:1.0.0")
+        assert all(secret in json.dumps(sandbox.connections()) for secret in CANARIES.values())
+        airflow = LocalAirflow(
+            home / "home",
+            DAGS,
+            connections=sandbox.connections(),
+            variables={"multideploy_services": catalog(sandbox)},
+            settings={"AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5"},
+        )
+        with airflow:
+            yield Stage(airflow, sandbox)
