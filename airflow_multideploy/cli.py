@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 
 PROBLEMS, FAILED = 1, 2
 
-_OUTPUT = Arg(
-    ("-o", "--output"), choices=("table", "json"), default="table", help="table for people, json for machines"
-)
-_VERBOSE = Arg(("-v", "--verbose"), action="store_true", help="show log lines")
-
 
 def get_cli_commands() -> list[CLICommand]:
     """The group ``multideploy``, for Airflow's command line."""
@@ -45,19 +40,18 @@ def get_cli_commands() -> list[CLICommand]:
 
 
 def _catalog_commands() -> list[ActionCommand]:
-    file = Arg(
-        ("file",), nargs="?", help="YAML or JSON catalog; default: [multideploy] catalog_file, else the Variables"
-    )
-    to_file = Arg(("--output-file",), metavar="FILE", help="write there instead of to stdout")
+    file = _arg("file", nargs="?", help="YAML or JSON catalog; default: [multideploy] catalog_file, else the Variables")
+    output, verbose = _output(), _arg("-v", "--verbose", action="store_true", help="show log lines")
+    to_file = _arg("--output-file", metavar="FILE", help="write there instead of to stdout")
     return [
-        _command(validate, "Check a catalog: every problem of every service at once", file, _OUTPUT, _VERBOSE),
+        _command(validate, "Check a catalog: every problem of every service at once", file, output, verbose),
         _command(schema, "Print the catalog's JSON Schema, for editors", to_file),
-        _command(platforms, "List the installed platforms and what they can do", _OUTPUT),
+        _command(platforms, "List the installed platforms and what they can do", output),
     ]
 
 
 def _local_commands() -> list[ActionCommand]:
-    folder = Arg(("--folder",), metavar="DIR", help="where files are kept; default: one that is removed at the end")
+    folder = _arg("--folder", metavar="DIR", help="where files are kept; default: one that is removed at the end")
     ports = "port of one stand-in (aws_ecs=5001), or of the control API (control=5000); repeatable"
     seed = (
         "create RESOURCE on every stand-in, or on one (KIND/RESOURCE), serving IMAGE or, if empty, nothing; repeatable"
@@ -66,22 +60,29 @@ def _local_commands() -> list[ActionCommand]:
         _command(
             sandbox,
             "Serve stand-ins for all platforms on 127.0.0.1 until Ctrl-C",
-            Arg(("--seconds",), type=float, default=8.0, help="how long a rollout takes (default: 8)"),
-            Arg(("--port",), action="append", default=[], metavar="KIND=PORT", help=ports),
-            Arg(
-                ("--base-port",), type=int, metavar="PORT", help="the control API's; the stand-ins take those after it"
-            ),
-            Arg(("--seed",), action="append", default=[], metavar="RESOURCE=IMAGE", help=seed),
+            _arg("--seconds", type=float, default=8.0, help="how long a rollout takes (default: 8)"),
+            _arg("--port", action="append", default=[], metavar="KIND=PORT", help=ports),
+            _arg("--base-port", type=int, metavar="PORT", help="the control API's; the stand-ins take those after it"),
+            _arg("--seed", action="append", default=[], metavar="RESOURCE=IMAGE", help=seed),
             folder,
-            _OUTPUT,
+            _output(),
         ),
         _command(
             demo,
             "Release to four stand-ins on a real Airflow, and show it",
-            Arg(("--ui",), action="store_true", help="leave it running, and print the UI's address and login"),
+            _arg("--ui", action="store_true", help="leave it running, and print the UI's address and login"),
             folder,
         ),
     ]
+
+
+def _arg(*flags: str, **options: Any) -> Arg:
+    return Arg(flags, **options)  # type: ignore[no-untyped-call]
+
+
+def _output() -> Arg:
+    about = "table for people (default), json for machines"
+    return _arg("-o", "--output", choices=("table", "json"), default="table", help=about)
 
 
 def _command(func: Callable[[Namespace], None], about: str, *args: Arg) -> ActionCommand:
@@ -213,7 +214,7 @@ def platforms(args: Namespace) -> None:
     if args.output == "json":
         _print_json(rows)
     else:
-        _print_table([{key: _cell(value) for key, value in row.items() if key != "error"} for row in rows])
+        _print_table([_cells(row) for row in rows])
         for row in rows:
             if row["error"]:
                 print(f"{row['kind']}: {row['error']}")
@@ -236,8 +237,10 @@ def _platform(kind: str, point: Any) -> dict[str, Any]:
     return row | able | {"error": None}
 
 
-def _cell(value: object) -> str:
-    return {True: "yes", False: "no", None: ""}.get(value) if value in (True, False, None) else str(value)
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    shown = {**row, "asynchronous": {True: "yes", False: "no", None: ""}[row["asynchronous"]]}
+    titles = {"early_failure": "early failure", "tested_against": "tested against", "asynchronous": "async"}
+    return {titles.get(key, key): value or "" for key, value in shown.items() if key != "error"}
 
 
 # --- sandbox and demo

@@ -1,7 +1,7 @@
 """Connection types whose forms show the fields that our platforms read beside the official providers' own.
 
-The platforms ask for a Connection by id, so one of the official type (``azure``, ``google_cloud_platform``) with the same
-extra serves as well. There is no SDK behind these hooks: they are what Airflow wants for a form.
+The platforms ask for a Connection by id, so one of the official type (``azure``, ``google_cloud_platform``) with the
+same extra serves as well. There is no SDK behind these hooks: they are what Airflow wants for a form.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What Airflow learns about this provider while it imports itself: standard library only, or that import would be circular."""
+"""What Airflow learns about this provider while it imports itself.
+
+Standard library only, or that import would be circular.
+"""
 
 from __future__ import annotations
 

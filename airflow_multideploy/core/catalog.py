@@ -36,6 +36,9 @@ _REMEDIES = {
     "model_attributes_type": "write a mapping",
     "literal_error": "take one of those",
 }
+_PRESETS = frozenset({"@once", "@continuous", "@quarterly"})
+"""What Airflow takes as a schedule besides what `croniter` knows."""
+_BRANCHES = ("function-", "AtLeast", "literal[")
 
 
 @dataclass
@@ -85,11 +88,14 @@ def parse_service(name: object, entry: object, *, defaults: object = None, confi
         raise SpecError(f"defaults: expected a mapping, got {_kind(defaults)}", service=shown)
     if not isinstance(entry, Mapping):
         raise SpecError(f"expected a mapping, got {_kind(entry)}; write the service's settings", service=shown)
-    merged = merge(defaults or {}, entry)
-    problems = [
-        f"{path}: looks like a secret (not shown); keep it in an Airflow Connection and name its conn_id"
-        for path in secret_paths(merged)
-    ]
+    try:
+        merged = merge(defaults or {}, entry)
+        problems = [
+            f"{path}: looks like a secret (not shown); keep it in an Airflow Connection and name its conn_id"
+            for path in secret_paths(merged)
+        ]
+    except RecursionError:
+        raise SpecError("(whole): nested too deeply, or holds itself; write it out", service=shown) from None
     targets, target_problems = _targets(merged.pop("targets", None), config_type)
     service: Service | None = None
     try:
@@ -99,7 +105,7 @@ def parse_service(name: object, entry: object, *, defaults: object = None, confi
     problems += target_problems
     problems += _graph(targets)
     if service is not None:
-        problems += _cross(service)
+        problems += _cross(service, whole=not target_problems)
     if problems or service is None:
         raise SpecError(problems, service=shown)
     return service
@@ -149,15 +155,17 @@ def _graph(targets: Mapping[str, TargetConfig]) -> list[str]:
     return problems
 
 
-def _cross(service: Service) -> list[str]:
+def _cross(service: Service, *, whole: bool) -> list[str]:
     problems = []
     policy = service.success.policy
-    if isinstance(policy, AtLeast) and policy.at_least > len(service.targets):
+    if whole and isinstance(policy, AtLeast) and policy.at_least > len(service.targets):
         problems.append(
             f"success.policy.at_least: {policy.at_least} is more than the {len(service.targets)} targets; lower it"
         )
+    if whole and policy == "critical" and all(target.critical is False for target in service.targets.values()):
+        problems.append("success.policy: critical, but every target is marked 'critical: false'; mark one true")
     if service.schedule is not None:
-        if not (service.schedule.startswith("@") or croniter.is_valid(service.schedule)):
+        if not (service.schedule in _PRESETS or croniter.is_valid(service.schedule)):
             problems.append("schedule: is no cron expression; five fields, such as '0 10 * * 2-4'")
         if service.version is None:
             problems.append("version: missing; a scheduled release has nobody to ask which version: add it")
@@ -170,8 +178,12 @@ def lines(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -
     """One line per problem of a pydantic error: path, reason, remedy. Never the input itself."""
     found = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        steps = [str(s) for s in problem["loc"] if not str(s).startswith(("function-", "AtLeast", "literal["))]
-        path = ".".join([prefix, *steps] if prefix else steps) or "(whole)"
+        *parents, last = map(str, problem["loc"] or ("(whole)",))
+        # A union's branches stand in the path as well; an unknown key may be called like one.
+        steps = [s for s in parents if not s.startswith(_BRANCHES)]
+        if problem["type"] == "extra_forbidden" or not last.startswith(_BRANCHES):
+            steps.append(last)
+        path = ".".join([prefix, *steps] if prefix else steps)
         if problem["type"] == "extra_forbidden":
             guess = difflib.get_close_matches(steps[-1], _keys(model, steps[:-1]), n=1)
             hint = f"did you mean {guess[0]!r}?" if guess else "remove it"

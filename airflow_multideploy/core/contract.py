@@ -178,7 +178,7 @@ class Platform(ABC, Generic[C]):
         attempt's handle with ``changed=True``).
 
         :raises PlatformError: refused, or no answer. After a retryable one the same call is made again.
-        :raises Drift: live state is neither the snapshot nor this release.
+        :raises Drift: live state is neither the snapshot nor this release, and the release does not force.
         """
 
     @abstractmethod

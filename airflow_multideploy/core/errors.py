@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from airflow_multideploy.core.models import redact
+
 
 class MultideployError(Exception):
     """Root of every error that this package raises on purpose."""
@@ -17,9 +19,10 @@ class SpecError(MultideployError, ValueError):
     """
 
     def __init__(self, problems: Sequence[str] | str, *, service: str | None = None) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        said = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems: tuple[str, ...] = tuple(redact(problem) for problem in said)
         self.service = service
-        where = f"service {service!r}: " if service else ""
+        where = redact(f"service {service!r}") + ": " if service else ""
         super().__init__(where + "; ".join(self.problems))
 
 

@@ -41,6 +41,7 @@ class Entry(Document):
     :param config: the target's resolved config as JSON, so that a rollback needs no catalog.
     :param touched: a write was sent, or may have been.
     :param settled: nothing is left to be done; an unsettled entry of another run is "in doubt".
+    :param previous: the release that was live before, as far as the journal knew.
     :param deadline: epoch seconds by which the rollout has to be healthy.
     :param back: what the way back wrote.
     :param verified: False when "healthy" rests on the platform's acceptance alone.
@@ -58,6 +59,7 @@ class Entry(Document):
     touched: bool = False
     settled: bool = False
     snapshot: Snapshot | None = None
+    previous: Release | None = None
     handle: Handle | None = None
     back: Handle | None = None
     deadline: float | None = None

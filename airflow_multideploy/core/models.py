@@ -34,6 +34,12 @@ def looks_secret(key: str, value: object) -> bool:
     )
 
 
+def redact(text: str) -> str:
+    """The text up to what looks like a secret's value: whatever stands after its beginning may belong to it."""
+    found = _SECRET_VALUE.search(text)
+    return text if found is None else f"{text[: found.start()]}(looks like a secret; not shown)"
+
+
 def secret_paths(document: object, path: str = "", key: str = "") -> Iterator[str]:
     """Dotted paths of all values in a document that look like secrets."""
     if isinstance(document, Mapping):

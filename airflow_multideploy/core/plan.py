@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from airflow_multideploy.core.contract import Document, Release
 from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import VERSION_PATTERN, Service, TargetConfig
+from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Service, TargetConfig
 
 CONF_KEYS = ("version", "targets", "reason", "dry_run", "force")
 """What a run's conf may hold."""
@@ -76,23 +76,20 @@ def make_plan(
     :param conf: the run's params (``version``, ``targets``, ``reason``, ``dry_run``, ``force``).
     :raises SpecError: an unknown key, a bad version, an unknown target: all of them at once.
     """
-    problems = [f"conf.{key}: unknown key; known: {', '.join(CONF_KEYS)}" for key in sorted(set(conf) - set(CONF_KEYS))]
-    version = conf.get("version") or service.version
+    problems = [
+        f"conf.{key}: unknown key; known: {', '.join(CONF_KEYS)}" for key in sorted(set(conf) - set(CONF_KEYS), key=str)
+    ]
+    version = service.version if conf.get("version") in (None, "") else conf["version"]
     if version is None:
         problems.append('conf.version: missing; say which version to release, e.g. {"version": "1.4.2"}')
     elif not isinstance(version, str) or not re.fullmatch(VERSION_PATTERN[1:-1], version):
         problems.append(f"conf.version: does not match {VERSION_PATTERN}; give an image tag such as 1.4.2")
-    chosen = conf.get("targets") or list(service.targets)
-    if not isinstance(chosen, list | tuple) or not all(isinstance(t, str) for t in chosen):
-        problems.append("conf.targets: expected a list of target names")
-        chosen = []
-    for target in chosen:
-        if target not in service.targets:
-            problems.append(f"conf.targets: no target {target!r}; there are: {', '.join(service.targets)}")
+    chosen = list(service.targets) if conf.get("targets") is None else conf["targets"]
+    problems += _selection(service, chosen)
     for key in ("dry_run", "force"):
         if not isinstance(conf.get(key, False), bool):
             problems.append(f"conf.{key}: expected true or false")
-    if not isinstance(conf.get("reason") or "", str):
+    if not isinstance(conf.get("reason"), str | None):
         problems.append("conf.reason: expected a string")
     if problems:
         raise SpecError(problems, service=name)
@@ -115,3 +112,20 @@ def make_plan(
         waves=tuple(wave for wave in ordered if wave),
         dry_run=bool(conf.get("dry_run", False)),
     )
+
+
+def _selection(service: Service, chosen: object) -> list[str]:
+    """What is wrong with the targets that a run asks for."""
+    if not isinstance(chosen, list | tuple) or not all(isinstance(t, str) for t in chosen):
+        return ["conf.targets: expected a list of target names"]
+    if not chosen:
+        return ["conf.targets: empty; name at least one target, or leave it out for all"]
+    known = ", ".join(service.targets)
+    problems = [f"conf.targets: no target {t!r}; there are: {known}" for t in chosen if t not in service.targets]
+    policy = service.success.policy
+    if isinstance(policy, AtLeast) and not problems and policy.at_least > len(set(chosen)):
+        problems.append(
+            f"conf.targets: success.policy.at_least is {policy.at_least}, more than the {len(set(chosen))} selected; "
+            "select more"
+        )
+    return problems

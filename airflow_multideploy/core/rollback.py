@@ -97,13 +97,17 @@ class WayBack:
         now = self.clock.time()
         if seen.state is State.HEALTHY:
             previous = entry.snapshot.image if entry.snapshot else None
-            self.journal.remember_bad(entry.release.image, entry.reason or f"rolled back in run {entry.run_id}")
+            if entry.handle is not None or (entry.back is not None and entry.back.changed):
+                self.journal.remember_bad(entry.release.image, entry.reason or f"rolled back in run {entry.run_id}")
+            known = entry.previous is not None and previous in (None, entry.previous.image)
+            if known and entry.snapshot is not None and entry.snapshot.exists:
+                self.journal.remember_live(entry.previous)
             if not seen.verified:
                 reason = f"sent back to {previous or 'its snapshot'}, which cannot be verified: {seen.reason}"
                 return self.journal.write(
                     entry.to(Phase.UNKNOWN, settled=True, reason=reason, verified=False, rollback_ended_at=now)
                 )
-            return self.journal.write(entry.to(Phase.ROLLED_BACK, settled=True, rollback_ended_at=now))
+            return self.journal.write(entry.to(Phase.ROLLED_BACK, settled=True, verified=True, rollback_ended_at=now))
         if seen.state is State.SUPERSEDED and now < (entry.rollback_deadline or 0):
             return self.journal.write(entry.to(Phase.ROLLING_BACK, back=None))
         return self._failed(entry, f"{self.platform.name}: the way back ended {seen.state}: {seen.reason}")
@@ -115,4 +119,6 @@ class WayBack:
 
 
 def _join(first: str, second: str) -> str:
-    return second if not first or first in second else f"{first}; then {second}"
+    if second in first:
+        return first
+    return second if first in second else f"{first}; then {second}"

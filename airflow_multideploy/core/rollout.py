@@ -54,12 +54,13 @@ class Rollout:
         if entry.phase is Phase.VERIFYING:
             return entry
         deadline = entry.deadline or self.clock.time() + self.platform.config.timeout
+        before = entry.touched
         entry = entry.to(entry.phase, started_at=entry.started_at or self.clock.time(), deadline=deadline)
         try:
             if entry.snapshot is None:
                 previous = self.journal.live()
                 taken = persist(lambda: self.platform.snapshot(previous), clock=self.clock, until=deadline)
-                entry = entry.to(Phase.SNAPSHOTTED, snapshot=taken)
+                entry = entry.to(Phase.SNAPSHOTTED, snapshot=taken, previous=previous)
             snapshot = entry.snapshot
             if snapshot is None:  # pragma: no cover - set just above; tells the type checker
                 raise AssertionError("no snapshot")
@@ -67,14 +68,17 @@ class Rollout:
             entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True, settled=False))
             handle = persist(lambda: self.platform.deploy(entry.release, snapshot), clock=self.clock, until=deadline)
         except PlatformError as error:
-            self._refused(entry, error)
+            self._refused(entry, error, opened)
             raise
         self._still_mine(entry, entry)
-        touched = handle.changed or entry.attempt > 1
-        return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=touched))
+        return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=handle.changed or before))
 
     def conclude(self, entry: Entry, seen: Observation) -> Entry:
-        """Journal what the waiting ended with; returns the settled entry, or one that asks for a rollback."""
+        """Journal what the waiting ended with; returns the settled entry, or one that asks for a rollback.
+
+        :raises RolloutFailed: somebody else took over since; nothing was journalled.
+        """
+        self._still_mine(entry, entry)
         if seen.state is State.HEALTHY:
             phase = Phase.SUCCEEDED if entry.touched else Phase.UNCHANGED
             self.journal.remember_live(entry.release)
@@ -124,8 +128,8 @@ class Rollout:
             return self._again(entry, release)
         self._check(entry, release)
         # Forced over another run's unsettled rollout: what was there before *it* is the last state known to be good.
-        snapshot = entry.snapshot if entry is not None and not entry.settled and entry.touched else None
-        return self._new(release, rollout=1, snapshot=snapshot)
+        in_doubt = entry is not None and not entry.settled and entry.touched
+        return self._new(release, rollout=1, over=entry if in_doubt else None)
 
     def _still_mine(self, entry: Entry, opened: Entry | None) -> None:
         """An attempt that was thought dead must not write after the rollback of its run began.
@@ -133,21 +137,30 @@ class Rollout:
         :param opened: what the journal held when this attempt began.
         :raises RolloutFailed: the journal says that somebody else took over.
         """
-        now = self.journal.read()
-        if now is None or now == opened:
-            return
-        if not self._mine(now) or now.rollout != entry.rollout or now.phase not in CONTINUABLE:
+        if (now := self._taken_over(entry, opened)) is not None:
             raise RolloutFailed(
                 f"{self.platform.name}: stopped: since this attempt began, the journal says {now.phase} "
                 f"(run {now.run_id!r})"
             )
 
-    def _again(self, entry: Entry, release: Release) -> Entry:
-        """A repeat within one run (a cleared task): a rollout of its own; it keeps an unsettled one's snapshot."""
-        keep = None if entry.settled else entry.snapshot
-        return self._new(release, rollout=entry.rollout + 1, snapshot=keep)
+    def _taken_over(self, entry: Entry, opened: Entry | None) -> Entry | None:
+        """What the journal says, when that is neither what it said before nor a state of this rollout's own."""
+        now = self.journal.read()
+        if now is None or now == opened:
+            return None
+        ours = self._mine(now) and now.rollout == entry.rollout and now.phase in CONTINUABLE
+        return None if ours else now
 
-    def _new(self, release: Release, *, rollout: int, snapshot: Any) -> Entry:
+    def _again(self, entry: Entry, release: Release) -> Entry:
+        """A repeat within one run (a cleared task): a rollout of its own.
+
+        While something of this run is live, the snapshot stays what ran before the run: that is what it goes back to.
+        """
+        keep = entry.touched and (not entry.settled or entry.phase is Phase.SUCCEEDED)
+        return self._new(release, rollout=entry.rollout + 1, over=entry if keep else None)
+
+    def _new(self, release: Release, *, rollout: int, over: Entry | None) -> Entry:
+        """A new entry; ``over`` one that left its mark on the target, which this one then answers for."""
         if rollout > 1:
             release = release.model_copy(update={"release_id": f"{release.release_id}-{rollout}"})
         return Entry(
@@ -157,18 +170,20 @@ class Rollout:
             release=release,
             dag_id=self.dag_id,
             run_id=self.run_id,
-            snapshot=snapshot,
+            touched=over is not None,
+            snapshot=over.snapshot if over else None,
+            previous=over.previous if over else None,
             rollout=rollout,
         )
 
-    def _refused(self, entry: Entry, error: PlatformError) -> None:
-        """Journal why an attempt ended; the caller raises it.
+    def _refused(self, entry: Entry, error: PlatformError, opened: Entry | None) -> None:
+        """Journal why an attempt ended, unless somebody else took over; the caller raises it.
 
         A retryable error leaves the phase as it is: Airflow's next try continues from there.
         """
+        if self._taken_over(entry, opened) is not None:
+            return
         phase = entry.phase if error.retryable else Phase.FAILED
-        if entry.phase is Phase.SNAPSHOTTED or entry.snapshot is None:
-            phase = Phase.PENDING if error.retryable else Phase.FAILED
         failed = phase is Phase.FAILED
         self.journal.write(
             entry.to(

@@ -103,7 +103,7 @@ def policy_met(results: Iterable[TargetResult], policy: Policy, *, any_marked: b
     return len(good) >= policy.at_least and (criticals_good or not any_marked)
 
 
-def overall(results: Iterable[TargetResult], *, met: bool, restore: Iterable[str] = ()) -> Status:  # noqa: PLR0911
+def overall(results: Iterable[TargetResult], *, met: bool, restore: Iterable[str] = ()) -> Status:
     """The overall status after the rollbacks.
 
     :param met: see `policy_met`.
@@ -148,15 +148,17 @@ class Figures(Document):
 
 
 def figures(results: Iterable[TargetResult], waves: Iterable[Iterable[str]]) -> Figures:
-    """Measured over the targets of waves that hold at least two."""
+    """Measured over the targets of waves that hold at least two of those that count."""
     counting = counted(results)
+    names = {r.target for r in counting}
     ran = [(r.started_at, r.ended_at) for r in counting if r.started_at is not None and r.ended_at is not None]
     back = [
         (r.rollback_started_at, r.rollback_ended_at)
         for r in counting
         if r.rollback_started_at is not None and r.rollback_ended_at is not None
     ]
-    parallel = {name for wave in map(tuple, waves) if len(wave) > 1 for name in wave}
+    together = [names.intersection(wave) for wave in waves]
+    parallel = {name for wave in together if len(wave) > 1 for name in wave}
     spans = [
         (r.started_at, r.ended_at)
         for r in counting

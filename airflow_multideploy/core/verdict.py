@@ -69,7 +69,8 @@ def judge(
     marks = {name: target.critical for name, target in targets.items()}
     critical = critical_targets(marks)
     ended = [_ended(result).model_copy(update={"critical": critical[name]}) for name, result in results.items()]
-    met = not refused and policy_met(ended, rules.policy, any_marked=any(mark is True for mark in marks.values()))
+    marked = any(mark is True for mark in marks.values())
+    met = not refused and (dry_run or policy_met(ended, rules.policy, any_marked=marked))
     undo = cancelled and not rules.keep_on_cancel
     if cancelled and rules.keep_on_cancel:
         restore = frozenset[str]()

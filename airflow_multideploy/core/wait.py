@@ -59,7 +59,7 @@ def persist(call: Callable[[], T], *, clock: Clock, until: float) -> T:
     """
 
     def out_of_time(state: RetryCallState) -> bool:
-        return state.attempt_number >= CALL_ATTEMPTS or clock.time() + _delay(state) > until
+        return state.attempt_number >= CALL_ATTEMPTS or clock.time() + state.upcoming_sleep > until
 
     retrying = Retrying(
         retry=retry_if_exception(lambda e: isinstance(e, PlatformError) and e.retryable),
@@ -92,7 +92,7 @@ class Watch:
                 return Observation(state=State.UNKNOWN, reason=str(seen))
             if now >= self.deadline:
                 return Observation(state=State.UNKNOWN, reason=f"no answer until the deadline; last error: {seen}")
-            return self._wait(now, seen.retry_after or self._pause)
+            return max(self._wait(now, self._pause), min(seen.retry_after or 0.0, self.deadline - now))
         if seen.ended:
             return seen
         if now >= self.deadline:

@@ -149,6 +149,9 @@ class AggregateStatusOperator(ReleaseOperator):
 
     def __init__(self, *, rollbacks: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # Without it Airflow takes a failed deploy for a leaf (all below it are ignorable teardowns) and fails the run,
+        # also when the release is only degraded.
+        self.on_failure_fail_dagrun = True
         self.rollbacks = dict(rollbacks or {})
 
     def execute(self, context: Context) -> None:

@@ -7,6 +7,7 @@ here the same steps are run on the synchronous or on the asynchronous client.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -29,6 +30,9 @@ _CLOUDS = {
 }
 _PASSES = ("exclusive lock", "in progress", "retry the request", "try again")
 """How Azure says that a 409 heals by itself."""
+
+_QUIET = logging.getLogger(f"{__name__}.http")
+_QUIET.setLevel(logging.WARNING)
 
 T = TypeVar("T")
 
@@ -133,6 +137,7 @@ class Access:
             "read_timeout": CALL_SECONDS,
             "raw_request_hook": seen.sent,
             "raw_response_hook": seen.received,
+            "logger": _QUIET,  # else two entries of ten lines in the task's log for each call
         }
         if self.extra.get("ca_file"):
             common["connection_verify"] = self.extra["ca_file"]

@@ -148,6 +148,7 @@ class Client:
                 timeout=self.timeout,
                 allow_redirects=False,
                 stream=True,
+                verify=_verify(session.verify if ours else True),
             ) as response:
                 body = b""
                 for chunk in response.iter_content(65536):
@@ -217,6 +218,11 @@ class Client:
         return self.fail(what + said, retryable=retryable, retry_after=asked)
 
 
+def _verify(value: bool | str | None) -> bool | str | None:
+    """The connection's own setting, given with the request: else ``REQUESTS_CA_BUNDLE`` would override it."""
+    return None if value is True else value
+
+
 def _bare(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
@@ -235,9 +241,9 @@ def _transport(url: str, options: dict[str, Any]) -> tuple[str | None, ssl.SSLCo
 
     with requests.Session() as session:
         session.trust_env = options.get("trust_env", True)
-        session.verify, session.cert = options.get("verify_ssl", True), options.get("cert")
-        proxies = options.get("proxy") or {}
-        merged = session.merge_environment_settings(url, proxies, None, None, None)
+        session.cert = options.get("cert")
+        verify = _verify(options.get("verify_ssl", True))
+        merged = session.merge_environment_settings(url, options.get("proxy") or {}, None, verify, None)
     proxy = select_proxy(url, merged["proxies"])
     if not url.startswith("https:"):
         return proxy, True

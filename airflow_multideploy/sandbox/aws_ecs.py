@@ -208,7 +208,11 @@ class AwsEcsStandIn:
             data=body,
             headers={**kept, "x-moto-account-id": self.account},
         )
-        return answer.status_code, answer.get_data(), answer.headers.get("content-type", JSON)
+        status, document, kind = answer.status_code, answer.get_data(), answer.headers.get("content-type", JSON)
+        if status != 200 and service == "ecs":  # moto gives the message twice, in two spellings
+            error = json.loads(document)
+            document = ApiError(str(error.get("__type", "ClientException")), str(error.get("message", ""))).body
+        return status, document, kind
 
     def _moto_json(self, action: str, params: Json) -> Json:
         scope = f"Credential={ACCESS_KEY}/20250101/{REGION}/ecs/aws4_request"

@@ -224,7 +224,7 @@ class FakePlatform(Platform[FakeConfig]):
         elif now is not None and now.image == release.image and self._well() and not release.force:
             revision, changed = now, False
         else:
-            if place.live != snapshot.revision and not self._ours(now, release):
+            if not release.force and place.live != snapshot.revision and not self._ours(now, release):
                 raise self._drift(snapshot)
             made = (r for r in place.revisions.values() if r.release_id == release.release_id)
             revision = next(made, None) or place.add(release.image, release.release_id)
@@ -294,7 +294,7 @@ class FakePlatform(Platform[FakeConfig]):
     def _activate(self, revision: str | None, fault: Fault | None) -> str:
         place = self._place
         place.live, place.ready_at = revision, self._world.clock.time() + self._world.seconds
-        place.fate = fault.kind if fault is not None and fault.kind in ("fails", "hangs") else "healthy"  # type: ignore[assignment]
+        place.fate = fault.kind if fault is not None and fault.kind in ("fails", "hangs") else "healthy"
         return revision or "-"
 
     def _well(self) -> bool:

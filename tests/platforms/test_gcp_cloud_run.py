@@ -113,6 +113,31 @@ class TestGcpCloudRun(PlatformContract):
             platform._api.patch(live, ["traffic"])
         assert caught.value.retryable
 
+    @pytest.mark.parametrize("step", ["deploy", "rollback", "remove"])
+    def test_a_change_between_read_and_write_is_not_overwritten(
+        self, stand_in: GcpCloudRunStandIn, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        if step == "remove":
+            stand_in.seed(RESOURCE, None)
+        platform = self.platform(stand_in)
+        snapshot = platform.snapshot()
+        if step != "deploy":
+            self.wait(platform, platform.deploy(self.release(), snapshot), "sync")
+        call = stand_in.run.call
+
+        def somebody_is_faster(method: str, params: dict[str, Any]) -> dict[str, Any]:
+            if method in ("services.patch", "services.delete"):
+                stand_in.meddle(RESOURCE, OTHER)
+            return call(method, params)
+
+        monkeypatch.setattr(stand_in.run, "call", somebody_is_faster)
+        write = platform.deploy if step == "deploy" else lambda *given: platform.rollback(*given, None)
+        with pytest.raises(PlatformError, match="409 ABORTED") as caught:
+            write(self.release(), snapshot)
+        assert caught.value.retryable
+        monkeypatch.undo()
+        assert stand_in.live(RESOURCE).image == OTHER
+
     def test_a_revision_name_with_another_template_is_final(self, stand_in: GcpCloudRunStandIn) -> None:
         snapshot, handle, release = self.start(stand_in)
         self.wait(self.platform(stand_in), handle, "sync")

@@ -1,4 +1,4 @@
-"""Runs docker-compose.yaml for real and releases through it: ``make test-compose``, or ``python tests/system/compose.py``.
+"""Runs docker-compose.yaml for real and releases through it: ``make test-compose``.
 
 Where the official images are on this machine, they are used. Where no image can be had, stand-ins for them are built
 from Debian packages and the package index. The containers use the host's network, on free loopback ports, so that no
@@ -13,29 +13,36 @@ import argparse
 import json
 import os
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
-from docker_images import ROOT, WORK, CannotRun, daemon, docker, images, say
 
 from airflow_multideploy.sandbox.server import listen
+from tests.system.docker_images import ROOT, WORK, CannotRun, daemon, docker, images, say
 
-PORTS = ("api", "postgres", "redis", "scheduler", "control", "aws_ecs", "azure_web_app", "gcp_cloud_run", "http")
+PORTS = ("api", "postgres", "redis", "scheduler")
 ENDED = ("success", "failed")
 PROJECT = "multideploy-test"
 
 
 def free_ports() -> dict[str, int]:
-    """A free loopback port for every server."""
+    """A free loopback port for every server; under ``sandbox`` the first of five in a row."""
     socks = {name: listen() for name in PORTS}
-    ports = {name: sock.getsockname()[1] for name, sock in socks.items()}
+    ports: dict[str, int] = {name: sock.getsockname()[1] for name, sock in socks.items()}
     for sock in socks.values():
         sock.close()
-    return ports
+    for first in range(9400, 30_000, 10):
+        try:
+            row = [listen(port) for port in range(first, first + 5)]
+        except OSError:
+            continue
+        for sock in row:
+            sock.close()
+        return ports | {"sandbox": first}
+    raise SystemExit("no five free ports in a row")
 
 
 def override(ports: dict[str, int], base: dict[str, Any], used: dict[str, str]) -> dict[str, Any]:
@@ -72,17 +79,8 @@ def override(ports: dict[str, int], base: dict[str, Any], used: dict[str, str]) 
         "healthcheck": {"test": ["CMD-SHELL", f"redis-cli -p {ports['redis']} ping | grep -q PONG"]},
     }
     changed["api-server"] |= {"command": f"api-server --host 127.0.0.1 --port {ports['api']}"}
-    changed["sandbox"] |= sandbox_on(ports)
+    changed["sandbox"]["environment"] = {"SANDBOX_BASE_PORT": str(ports["sandbox"])}
     return {"services": changed}
-
-
-def sandbox_on(ports: dict[str, int]) -> dict[str, Any]:
-    """The sandbox's command and health check on other ports."""
-    named = " ".join(f"--port {name}={ports[name]}" for name in PORTS[4:])
-    return {
-        "command": f"multideploy sandbox --folder /opt/airflow/sandbox {named}",
-        "healthcheck": {"test": ["CMD-SHELL", f"curl --silent --fail http://127.0.0.1:{ports['control']}/healthz"]},
-    }
 
 
 class Stack:
@@ -134,6 +132,15 @@ class Stack:
             if state["Running"] and "Health" not in state:
                 found[service] = "running"
         return found
+
+    def up(self) -> None:
+        """Build the image and start everything; returns when it is healthy."""
+        say("building the image with this package's wheel")
+        self.compose("build", "init")
+        say("docker-compose up")
+        self.compose("up", "--detach", "--no-build")
+        self.wait_healthy(180)
+        say("every service is healthy")
 
     def wait_healthy(self, seconds: float) -> None:
         """Return when every service is healthy, and those that only do a job have done it."""
@@ -191,3 +198,93 @@ class Api:
             time.sleep(0.5)
         run["tasks"] = self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
         return run
+
+    def xcom(self, dag_id: str, run_id: str, task: str) -> Any:
+        """A task's return value."""
+        return self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task}/xcomEntries/return_value")["value"]
+
+
+class Sandbox:
+    """The sandbox's control API."""
+
+    def __init__(self, url: str) -> None:
+        self.http = httpx.Client(base_url=url, timeout=30, trust_env=False)
+
+    def live(self) -> dict[str, str]:
+        """The version that each platform's ``shop`` really serves."""
+        state = self.http.get("/state").raise_for_status().json()
+        return {kind: str(found["shop"]["image"]).rpartition(":")[2] for kind, found in state.items()}
+
+    def fail_next_rollout(self, kind: str) -> None:
+        """The next rollout there fails half-way."""
+        self.http.post("/faults", json={"platform": kind, "outcome": "fails"}).raise_for_status()
+
+
+def expect(what: str, found: object, wanted: object) -> None:
+    """Stop when something is not as it has to be."""
+    if found != wanted:
+        raise SystemExit(f"FAILED: {what}: expected {wanted!r}, got {found!r}")
+    say(f"ok: {what}: {found!r}")
+
+
+def check_releases(stack: Stack) -> None:
+    """One release that works and one that is rolled back, over REST, on both workers."""
+    api = Api(f"http://127.0.0.1:{stack.ports['api']}", stack.secrets["AIRFLOW_ADMIN_PASSWORD"])
+    sandbox = Sandbox(f"http://127.0.0.1:{stack.ports['sandbox']}")
+    before = sandbox.live()
+    expect("targets", len(before), 4)
+    api.wait_for_dag("shop")
+    scenes = (("1.0.0", None, "success", "succeeded"), ("1.1.0", "gcp_cloud_run", "failed", "rolled_back"))
+    for version, fails, state, status in scenes:
+        if fails:
+            sandbox.fail_next_rollout(fails)
+        run = api.release("shop", {"version": version, "reason": "test"})
+        for task in sorted(run["tasks"], key=lambda task: task["start_date"] or ""):
+            say(f"  {task['task_id']:24} {task['state']:16} {task['duration'] or 0:5.1f} s")
+        expect(f"release {version}: run", run["state"], state)
+        expect(f"release {version}: status", api.xcom("shop", run["dag_run_id"], "finalize")["status"], status)
+        expect(f"release {version}: live", sandbox.live(), dict.fromkeys(before, "1.0.0"))
+    for worker in ("worker-1", "worker-2"):
+        ran = stack.logs(worker).count("execute_workload")
+        expect(f"{worker} ran tasks", ran > 0, True)
+        say(f"{worker}: {ran} log lines of tasks")
+
+
+def check_secrets(stack: Stack) -> None:
+    """No secret in the compose file or in any service's output."""
+    places = {"docker-compose.yaml": (ROOT / "docker-compose.yaml").read_text()}
+    places |= {f"log of {service}": stack.logs(service) for service in stack.services}
+    secrets = stack.secrets.items()
+    leaks = [f"{name} in {place}" for place, text in places.items() for name, value in secrets if value in text]
+    expect("secrets in the file or in logs", leaks, [])
+
+
+def main() -> int:
+    """Run it; 0 when all is well or it cannot run here."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="leave everything running")
+    options = parser.parse_args()
+    try:
+        with daemon(keep=options.keep):
+            folder = WORK / "run"
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack = Stack(folder, free_ports(), images())
+            try:
+                stack.up()
+                check_releases(stack)
+                check_secrets(stack)
+            finally:
+                if not options.keep:
+                    stack.compose("down", "--volumes", "--timeout", "10", check=False)
+            if options.keep:
+                print(f"Airflow: http://127.0.0.1:{stack.ports['api']}, user admin, password in {folder / '.env'}")
+                print(f"stop: DOCKER_HOST={os.environ['DOCKER_HOST']} {' '.join(stack.command)} down --volumes")
+    except CannotRun as reason:
+        print(f"SKIPPED: test-compose cannot run on this machine: {reason}")
+        return 0
+    say("all is well")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

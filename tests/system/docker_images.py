@@ -46,9 +46,10 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> subprocess.Co
 
 
 @contextmanager
-def daemon() -> Iterator[None]:
+def daemon(*, keep: bool = False) -> Iterator[None]:
     """The Docker daemon that DOCKER_HOST names, or one of our own on a socket of its own, stopped afterwards.
 
+    :param keep: leave it running.
     :raises CannotRun: there is none, and none can be started.
     """
     own = not os.environ.get("DOCKER_HOST")
@@ -81,9 +82,9 @@ def daemon() -> Iterator[None]:
             time.sleep(0.2)
         yield
     finally:
-        process.terminate()
-        process.wait(60)
-        del os.environ["DOCKER_HOST"]
+        if not keep:
+            process.terminate()
+            process.wait(60)
 
 
 def has_image(name: str) -> bool:

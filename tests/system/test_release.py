@@ -35,7 +35,7 @@ def test_one_failing_target_takes_all_back(stage: Stage) -> None:
     stage.sandbox.world.add_fault(
         {"platform": "azure_web_app", "outcome": "fails", "resource": "shop", "reason": "exit code 137"}
     )
-    state, result, run_id = stage.release("shop", {"version": "1.2.0"})
+    state, result, _ = stage.release("shop", {"version": "1.2.0"})
     assert (state, result["status"]) == ("failed", "rolled_back"), result
     assert stage.live("shop") == before
     assert "exit code 137" in result["reason"]
