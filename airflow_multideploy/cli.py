@@ -90,7 +90,7 @@ def _command(func: Callable[[Namespace], None], about: str, *args: Arg) -> Actio
 
 
 def _fail(message: object, code: int = FAILED) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -248,15 +248,26 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 def sandbox(args: Namespace) -> None:
     """Serve the sandbox until SIGINT or SIGTERM, then stop it; exit with 0."""
-    signals = {signal.SIGINT, signal.SIGTERM}
-    # Blocked before the servers' threads start, which inherit it: the signal waits for `sigwait`, whenever it comes.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    with _told(), _signals(signal.SIGINT, signal.SIGTERM) as wait, _sandbox(args) as running:
+        _print_sandbox(running, args.output)
+        wait()
+
+
+@contextmanager
+def _signals(*signals: signal.Signals) -> Iterator[Callable[[], object]]:
+    """Gives a function that waits for one of the signals, also for one that came before it was called.
+
+    They are blocked before the servers' threads start, which inherit that. The handlers do nothing: they replace
+    "ignore", which a shell sets for what it starts in the background, and the kernel for a container's first process.
+    """
+    handlers = {each: signal.signal(each, lambda *_: None) for each in signals}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        with _told(), _sandbox(args) as running:
-            _print_sandbox(running, args.output)
-            signal.sigwait(signals)
+        yield lambda: signal.sigwait(signals)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def parse_service(name: object, entry: object, *, defaults: object = None, confi
     if defaults is not None and not isinstance(defaults, Mapping):
         raise SpecError(f"defaults: expected a mapping, got {_kind(defaults)}", service=shown)
     if not isinstance(entry, Mapping):
-        raise SpecError(f"expected a mapping, got {_kind(entry)}; write the service's settings", service=shown)
+        raise SpecError(f"(whole): expected a mapping, got {_kind(entry)}; write the service's settings", service=shown)
     try:
         merged = merge(defaults or {}, entry)
         problems = [
@@ -117,7 +117,7 @@ def _targets(document: object, config_type: ConfigType) -> tuple[dict[str, Targe
     targets: dict[str, TargetConfig] = {}
     problems: list[str] = []
     for name, entry in document.items():
-        path = f"targets.{name}"
+        path = f"targets.{_shown(name)}"
         if not isinstance(name, str) or not _matches(NAME_PATTERN, name):
             problems.append(f"{path}: the name does not match {NAME_PATTERN}; rename the target")
         elif name in RESERVED_TARGETS:
@@ -183,7 +183,7 @@ def lines(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -
         steps = [s for s in parents if not s.startswith(_BRANCHES)]
         if problem["type"] == "extra_forbidden" or not last.startswith(_BRANCHES):
             steps.append(last)
-        path = ".".join([prefix, *steps] if prefix else steps)
+        path = ".".join([prefix, *map(_shown, steps)] if prefix else map(_shown, steps))
         if problem["type"] == "extra_forbidden":
             guess = difflib.get_close_matches(steps[-1], _keys(model, steps[:-1]), n=1)
             hint = f"did you mean {guess[0]!r}?" if guess else "remove it"
@@ -208,6 +208,12 @@ def _keys(model: type[BaseModel], steps: Iterable[str]) -> list[str]:
 
 def _matches(pattern: str, value: str) -> bool:
     return re.fullmatch(pattern.removeprefix("^").removesuffix("$"), value) is not None
+
+
+def _shown(key: object) -> str:
+    """A key as a path shows it: on one line, and to be seen."""
+    text = str(key)
+    return text if text.strip() and text.isprintable() else repr(text)
 
 
 def _kind(value: object) -> str:

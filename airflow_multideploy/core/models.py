@@ -37,7 +37,8 @@ def looks_secret(key: str, value: object) -> bool:
 def redact(text: str) -> str:
     """The text up to what looks like a secret's value: whatever stands after its beginning may belong to it."""
     found = _SECRET_VALUE.search(text)
-    return text if found is None else f"{text[: found.start()]}(looks like a secret; not shown)"
+    hidden = "(from here on it looks like a secret: not shown; keep it in an Airflow Connection)"
+    return text if found is None else text[: found.start()] + hidden
 
 
 def secret_paths(document: object, path: str = "", key: str = "") -> Iterator[str]:
@@ -95,7 +96,11 @@ class TargetConfig(Model):
 
     platform: str
     conn_id: Annotated[str, Field(min_length=1)]
-    depends_on: Annotated[tuple[Edge, ...], BeforeValidator(_edges), Field(strict=False)] = ()
+    depends_on: Annotated[
+        tuple[Edge, ...],
+        BeforeValidator(_edges, json_schema_input_type=list[Name | Edge]),
+        Field(strict=False),
+    ] = ()
     critical: bool | None = None
     timeout: Seconds = 600.0
     rollback_timeout: Seconds = 300.0

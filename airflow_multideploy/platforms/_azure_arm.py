@@ -257,8 +257,13 @@ class SiteApi:
         ):
             yield client, access, seen
 
+    def _begin(self, client: Any, call: Call) -> Any:
+        # the SDK streams the log by default, and then an empty one (204) keeps its connection open
+        how = {"stream": False} if call.operation == "get_web_site_container_logs" else {}
+        return getattr(client.web_apps, call.operation)(self.resource_group, self.site, *call.arguments, **how)
+
     def _call(self, client: Any, call: Call) -> Any:
-        answer = getattr(client.web_apps, call.operation)(self.resource_group, self.site, *call.arguments)
+        answer = self._begin(client, call)
         if call.operation == "list_instance_identifiers":
             return [item.as_dict() for item in answer]
         if call.operation == "get_web_site_container_logs":
@@ -266,7 +271,7 @@ class SiteApi:
         return None if answer is None else answer.as_dict()
 
     async def _acall(self, client: Any, call: Call) -> Any:
-        answer = getattr(client.web_apps, call.operation)(self.resource_group, self.site, *call.arguments)
+        answer = self._begin(client, call)
         if call.operation == "list_instance_identifiers":
             return [item.as_dict() async for item in answer]
         answer = await answer

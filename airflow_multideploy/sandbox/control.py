@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -124,7 +125,7 @@ class _Control:
         if unknown := sorted(map(str, document.keys() - kind.__dataclass_fields__.keys())):
             raise ValueError(f"fault: unknown {', '.join(unknown)}; there are {', '.join(kind.__dataclass_fields__)}")
         try:
-            TypeAdapter(kind).validate_python(document, strict=True)
+            TypeAdapter(kind).validate_json(json.dumps(document), strict=True)
             re.compile(document.get("operation", ""))
         except ValidationError as error:
             lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from airflow_multideploy.core.contract import Observation, Release
 from airflow_multideploy.core.errors import UnknownPlatform
@@ -17,6 +18,9 @@ from airflow_multideploy.core.rollback import WayBack
 from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.core.wait import Watch, follow
 from airflow_multideploy.testing.fake import FakeConfig, FakePlatform, FakeWorld, Fault, MemoryStore
+
+settings.register_profile("core", deadline=None, max_examples=50)  # two busy cores: time says nothing
+settings.load_profile("core")
 
 IMAGE = "registry.test/shop"
 OLD = f"{IMAGE}:1"

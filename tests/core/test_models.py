@@ -51,7 +51,10 @@ def test_paths_of_secrets_lead_through_mappings_and_lists() -> None:
 
 def test_redact_keeps_what_stands_before_the_secret() -> None:
     assert redact("nothing here") == "nothing here"
-    assert redact("key AKIAABCDEFGHIJKLMNOP and its other half") == "key (looks like a secret; not shown)"
+    assert (
+        redact("key AKIAABCDEFGHIJKLMNOP and its other half")
+        == "key (from here on it looks like a secret: not shown; keep it in an Airflow Connection)"
+    )
 
 
 def config(**changes: Any) -> FakeConfig:

@@ -295,11 +295,10 @@ def test_the_rest_of_the_api_keeps_to_the_contract(recorded: Recorded) -> None:
             image = f"{NEW}-{client.transport.kind}"
             service = run_v2.Service(name=SERVICE, template={"containers": [{"image": image}]})
             operation = client.update_service(service=service, update_mask={"paths": ["template"]}).operation
-            assert not operation.done
             client.wait_operation(operations_pb2.WaitOperationRequest(name=operation.name))  # the SDK drops its answer
-            time.sleep(0.3)
-            ended = client.get_operation(operations_pb2.GetOperationRequest(name=operation.name))
-            assert ended.done
+            asked = operations_pb2.GetOperationRequest(name=operation.name)
+            while not (ended := client.get_operation(asked)).done:
+                time.sleep(0.05)
             assert ended.response.type_url.endswith("google.cloud.run.v2.Service")
     for revisions in (api._revisions(), _over_grpc(api, run_v2.RevisionsClient)):
         with revisions:

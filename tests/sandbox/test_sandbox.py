@@ -139,6 +139,7 @@ def test_fixed_ports_are_free_again_and_the_authority_stays(tmp_path: Path) -> N
     assert (tmp_path / "ca.key").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # server.listen leaves its socket open
 def test_what_does_not_start_leaves_nothing_behind(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -139,7 +139,7 @@ class Stack:
         self.compose("build", "init")
         say("docker-compose up")
         self.compose("up", "--detach", "--no-build")
-        self.wait_healthy(180)
+        self.wait_healthy(600)
         say("every service is healthy")
 
     def wait_healthy(self, seconds: float) -> None:
