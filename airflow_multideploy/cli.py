@@ -354,15 +354,20 @@ def _print_sandbox(running: Sandbox, output: str) -> None:
 
 
 def demo(args: Namespace) -> None:
-    """Run the demo; the exit code is its own."""
+    """Run the demo; the exit code is its own, 130 after Ctrl-C."""
     from airflow_multideploy.platforms import missing_extra
 
     with _told():
         try:
             from airflow_multideploy.demo import main
+
+            code = main(ui=args.ui, folder=_folder(args))
+        except MultideployError:
+            raise
         except ImportError as error:
             raise missing_extra("sandbox", error) from error
-        code = main(ui=args.ui, folder=_folder(args))
+        except KeyboardInterrupt:
+            code = 130
     raise SystemExit(code)
 
 

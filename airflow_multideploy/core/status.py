@@ -121,7 +121,7 @@ def overall(results: Iterable[TargetResult], *, met: bool, restore: Iterable[str
     if not touched:
         return Status.NOT_STARTED
     back = [r for r in touched if r.phase is Phase.ROLLED_BACK]
-    if back:
+    if len(back) == len(touched):
         return Status.ROLLED_BACK
     return Status.PARTIALLY_ROLLED_BACK if back else Status.FAILED
 

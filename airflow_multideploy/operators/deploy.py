@@ -122,6 +122,7 @@ class DeployOperator(BaseOperator):
             platform = adapter(config, service=self.service_name, target=self.target)
             rollout = self._rollout(context, platform)
             self.log.info("%s: releasing %s as %s", platform.name, release.image, release.release_id)
+            context["ti"].xcom_push(CONSOLE, platform.console_url())
             entry = rollout.begin(release)
         except (SpecError, UnknownPlatform, InDoubt, KnownBad, RolloutFailed) as error:
             self._push(context, TargetResult(target=self.target, deployed=Phase.FAILED, reason=str(error)))
@@ -177,7 +178,10 @@ class DeployOperator(BaseOperator):
         raise AssertionError("unreachable: defer raises")
 
     def _conclude(self, context: Context, rollout: Rollout, entry: Entry, seen: Observation) -> dict[str, Any]:
-        entry = rollout.conclude(entry, seen)
+        try:
+            entry = rollout.conclude(entry, seen)
+        except RolloutFailed as error:
+            raise Final(str(error)) from error
         result = result_of(entry, critical=True)
         self._push(context, result)
         if entry.phase not in GOOD:

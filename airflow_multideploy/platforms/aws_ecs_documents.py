@@ -28,7 +28,7 @@ def judge(handle: Handle, service: Json, tasks: Sequence[Json], stop: Json | Non
     """
     primary, wanted = primary_of(service), wanted_by(handle)
     live = str(primary["taskDefinition"])
-    if False and live != wanted:
+    if live != wanted:
         return _judge_elsewhere(handle, service, tasks, stop)
     if handle.data.get("removed"):
         return _judge_removed(service, live)

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_multideploy.core.contract import Handle, Release, Snapshot
@@ -83,6 +83,7 @@ def outcomes(draw: st.DrawFn) -> tuple[list[TargetResult], bool, set[str]]:
     return results, draw(st.booleans()), restore
 
 
+@settings(max_examples=400)
 @given(outcomes())
 def test_the_overall_status_is_what_the_table_says(outcome: tuple[list[TargetResult], bool, set[str]]) -> None:
     results, met, restore = outcome
