@@ -40,8 +40,8 @@ class ReleaseOperator(BaseOperator):
     :param deploys: the deploy tasks of this release.
     :param service_name: name of the service; default: the deploys'.
     :param policy: when the release counts as done: ``all``, ``critical`` or ``{"at_least": n}``; a plan's wins.
-    :param strategy: what goes back when it does not: ``all``, ``failed``, ``dependents``, ``manual``, ``none``; a plan's
-        wins.
+    :param strategy: what goes back when it does not: ``all``, ``failed``, ``dependents``, ``manual`` or ``none``; a
+        plan's wins.
     :param keep_on_cancel: True leaves what is live when the run is marked failed; False (default) undoes it.
     :param plan_task_id: the task that froze the plan, when there is one.
     """

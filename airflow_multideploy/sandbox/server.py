@@ -43,9 +43,9 @@ class _Protocol(H11Protocol):
 
         async def with_transport(scope: Scope, receive: Receive, send: Send) -> None:
             scope.setdefault("extensions", {})["sandbox.transport"] = transport
-            await app(scope, receive, send)  # type: ignore[arg-type]
+            await app(scope, receive, send)
 
-        self.app = with_transport  # type: ignore[assignment]
+        self.app = with_transport
 
 
 def _reset(scope: Scope) -> None:
@@ -86,7 +86,9 @@ class Faults:
                 break
         operation, writes = self.describe(scope, body)
         fault = self.world.call_fault(self.platform, operation)
-        call = self.world.record(Call(self.world.now(), self.platform, operation, writes, fault=fault and fault.answer))
+        call = self.world.record(
+            Call(self.world.now(), self.platform, operation, writes, fault=None if fault is None else fault.answer)
+        )
         replayed = False
 
         async def replay() -> Message:
@@ -136,7 +138,11 @@ def listen(port: int = 0) -> socket.socket:
     """A bound loopback socket; port 0 takes a free one."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("127.0.0.1", port))
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
@@ -152,7 +158,7 @@ class Server:
         self.port: int = self._sock.getsockname()[1]
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            app,  # type: ignore[arg-type]
+            app,
             http=_Protocol,
             loop="asyncio",
             lifespan="off",

@@ -38,8 +38,8 @@ class CallFault:
     :param operation: regular expression searched in the operation (``PUT /path`` or the AWS action).
     :param nth: 1 = the next matching call.
     :param answer: ``500``; ``429`` with Retry-After; ``reset``: the connection dies before any effect; ``lost``: the
-        call takes effect, then the connection dies; ``hang``: no answer for ``seconds``; ``malformed``: a body that is no
-        document of the API.
+        call takes effect, then the connection dies; ``hang``: no answer for ``seconds``; ``malformed``: a body that is
+        no document of the API.
     :param times: how many calls from the n-th on.
     """
 
