@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context, Param, TaskGroup, get_parsing_context
+from airflow.sdk.definitions.param import ParamsDict
 
 from airflow_multideploy import variables
 from airflow_multideploy.core.catalog import parse_service
@@ -111,7 +112,6 @@ def service_dag(name: str, service: Service) -> DAG:
         max_active_runs=1,
         max_active_tasks=max(16, len(service.targets)),
         tags=["multideploy", *service.tags],
-        params=_params(service),
         doc_md=describe(name, service),
         default_args={"owner": service.owner, "retries": service.retries, "retry_delay": RETRY_DELAY},
     ) as dag:
@@ -137,6 +137,8 @@ def service_dag(name: str, service: Service) -> DAG:
             deferrable=service.deferrable,
             retries=service.retries,
         )
+    # Last: each task would copy the params that its DAG has by then, and Airflow validates and serialises every copy.
+    dag.params = ParamsDict(_params(service))
     return dag
 
 

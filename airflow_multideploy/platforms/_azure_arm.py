@@ -23,6 +23,7 @@ from airflow_multideploy.platforms import missing_extra, refuse_plain_http
 CALL_SECONDS = 30
 HEALTH_SECONDS = 10
 HEALTH = "GET health"
+_LOG, _LIST = "get_web_site_container_logs", "list_instance_identifiers"
 _CLOUDS = {
     "AzurePublicCloud": ("https://login.microsoftonline.com", "https://management.azure.com"),
     "AzureUSGovernment": ("https://login.microsoftonline.us", "https://management.usgovcloudapi.net"),
@@ -257,27 +258,28 @@ class SiteApi:
         ):
             yield client, access, seen
 
-    def _begin(self, client: Any, call: Call) -> Any:
-        # the SDK streams the log by default, and then an empty one (204) keeps its connection open
-        how = {"stream": False} if call.operation == "get_web_site_container_logs" else {}
-        return getattr(client.web_apps, call.operation)(self.resource_group, self.site, *call.arguments, **how)
-
     def _call(self, client: Any, call: Call) -> Any:
         answer = self._begin(client, call)
-        if call.operation == "list_instance_identifiers":
+        if call.operation == _LIST:
             return [item.as_dict() for item in answer]
-        if call.operation == "get_web_site_container_logs":
-            return b"".join(answer or ()).decode(errors="replace")
+        if call.operation == _LOG:
+            return answer.read().decode(errors="replace")
         return None if answer is None else answer.as_dict()
 
     async def _acall(self, client: Any, call: Call) -> Any:
         answer = self._begin(client, call)
-        if call.operation == "list_instance_identifiers":
+        if call.operation == _LIST:
             return [item.as_dict() async for item in answer]
         answer = await answer
-        if call.operation == "get_web_site_container_logs":
-            return b"".join([part async for part in answer] if answer else []).decode(errors="replace")
+        if call.operation == _LOG:
+            return (await answer.read()).decode(errors="replace")
         return None if answer is None else answer.as_dict()
+
+    def _begin(self, client: Any, call: Call) -> Any:
+        # The SDK streams the log, and of an empty one (204) it hands out nothing and keeps the connection: take the
+        # response itself, whose read() closes it.
+        how = {"cls": lambda response, _data, _headers: response.http_response} if call.operation == _LOG else {}
+        return getattr(client.web_apps, call.operation)(self.resource_group, self.site, *call.arguments, **how)
 
     def _error(self, error: Exception, call: Call, access: Access, seen: _Seen) -> PlatformError:
         """Ours, with the platform's words. What has no status was lost on the way, and may be asked again."""

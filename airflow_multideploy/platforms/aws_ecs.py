@@ -203,7 +203,7 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
             seen = judge(live, service, [], None, self.config.failed_tasks)
             if seen.state is State.HEALTHY and seen.verified:
                 return live
-        if not undisturbed:
+        if not undisturbed and not release.force:
             raise self._drift(primary["taskDefinition"], str(snapshot.data["primary"]))
         images, marks = (
             {container["name"]: release.image},

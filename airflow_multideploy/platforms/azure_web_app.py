@@ -183,7 +183,7 @@ class AzureWebApp(Platform[AzureWebAppConfig]):
             raise Drift(
                 f"release {release.release_id} was rolled back here meanwhile; start a new one", target=self.name
             )
-        if live.fx not in (before, ours):
+        if live.fx not in (before, ours) and not release.force:
             raise self._drift(live, f"{before!r} as in the snapshot")
         if live.fx == ours and not release.force:
             marker = Marker(release.release_id, "deploy", ours, None, (), None)

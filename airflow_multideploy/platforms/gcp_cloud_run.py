@@ -169,7 +169,8 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
             return Handle(action="deploy", revision=mine, data=data)
         if wanted(document) == {mine: 100}:  # an earlier attempt wrote it, or it was live before this run
             return Handle(action="deploy", revision=mine, changed=snapshot.revision != mine, data=data)
-        self._still(snapshot, document)
+        if not release.force:
+            self._still(snapshot, document)
         if not release.force and self._is_live(release, document):
             data["serves"] = {**serving(document)}
             data.pop("smoke", None)

@@ -19,15 +19,15 @@ import re
 import secrets
 import tempfile
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from airflow_multideploy.sandbox._azure_site import Site, iso
 from airflow_multideploy.sandbox.server import Faults, Receive, Scope, Send, Server
-from airflow_multideploy.sandbox.world import Course, Live, World
+from airflow_multideploy.sandbox.world import Live, World
 
 if TYPE_CHECKING:
     import trustme
@@ -58,72 +58,6 @@ class Refused(Exception):
         return {"error": {"code": self.code, "message": str(self)}}
 
 
-@dataclass
-class _Start:
-    course: Course
-    at: float
-    fx: str
-    generation: int
-
-
-@dataclass
-class Site:
-    """One site's state.
-
-    :param serving: ``linuxFxVersion`` of the containers that answer; None: none do.
-    """
-
-    name: str
-    fx: str = ""
-    state: str = "Running"
-    workers: int = 2
-    metadata: dict[str, str] = field(default_factory=lambda: {"CURRENT_STACK": "docker"})
-    serving: str | None = None
-    generation: int = 0
-    start: _Start | None = None
-    modified: float = field(default_factory=World.now)
-    log: list[str] = field(default_factory=list)
-    revisions: list[str] = field(default_factory=list)
-
-    def container(self, instance: int, generation: int) -> str:
-        """Name of a container as App Service makes it."""
-        digest = hashlib.sha256(f"{self.name}/{instance}/{generation}".encode()).hexdigest()[:8]
-        return f"{self.name}_{generation}_{digest}"
-
-    def say(self, at: float, level: str, text: str) -> None:
-        """A line in the container log."""
-        self.log.append(f"{_iso(at)} {level:<5} - {text}")
-
-    def begin(self, course: Course, at: float) -> None:
-        """New containers start."""
-        self.settle(at)
-        number = (self.start.generation if self.start else self.generation) + 1
-        self.start, self.modified = _Start(course, at, self.fx, number), at
-        if not self.fx:
-            self.start, self.serving = None, None
-            return
-        name = self.container(0, number)
-        self.say(at, "INFO", f"Pulling image: {self.fx.partition('|')[2]}")
-        self.say(at, "INFO", f"Initiating warmup request to container {name} for site {self.name}")
-
-    def settle(self, now: float) -> None:
-        """Catch up with time."""
-        start = self.start
-        if start is None or not start.course.done(now - start.at):
-            return
-        end, name = start.at + start.course.seconds, self.container(0, start.generation)
-        self.start, self.generation = None, start.generation
-        if start.course.outcome == "succeeds":
-            self.serving = start.fx
-            text = f"Container {name} for site {self.name} initialized successfully and is ready to serve requests."
-            self.say(end, "INFO", text)
-            return
-        self.serving = None
-        self.say(end, "ERROR", start.course.reason)
-        self.say(end, "ERROR", f"Container {name} for site {self.name} has exited, failing site start")
-        self.say(end, "INFO", f"Stopping site {self.name} because it failed during startup.")
-
-
 class AzureWebAppStandIn:
     """Resource Manager, Entra and the sites behind one TLS address.
 
@@ -144,6 +78,8 @@ class AzureWebAppStandIn:
         """Whether the list of instances holds containers; the real platform does not promise it."""
         self.forbidden: set[str] = set()
         """Ends of paths that the role of the caller does not allow."""
+        self.busy = 0
+        """How many of the next writes find somebody else's operation in progress."""
         self._token = secrets.token_urlsafe(24)
         self._lock = threading.RLock()
         self._folder = tempfile.TemporaryDirectory(prefix="sandbox-azure-")
@@ -161,6 +97,13 @@ class AzureWebAppStandIn:
 
     def stop(self) -> None:
         """Stop serving."""
+        # Closing TLS waits for the peer's farewell, and a client that was cut off by a fault never says it.
+        open_connections = self._server._server.server_state.connections
+        for connection in list(open_connections):
+            connection.loop.call_soon_threadsafe(connection.transport.abort)  # type: ignore[union-attr]
+        until = time.monotonic() + 2
+        while open_connections and time.monotonic() < until:
+            time.sleep(0.01)
         self._server.stop()
         self._folder.cleanup()
 
@@ -305,6 +248,9 @@ class AzureWebAppStandIn:
         return operation()
 
     def _patch(self, site: Site, body: bytes) -> tuple[int, Json]:
+        if self.busy:
+            self.busy -= 1
+            raise Refused(409, "Conflict", "Cannot modify this site because another operation is in progress.")
         try:
             changes = json.loads(body)["properties"]
             fx = str(changes.get("linuxFxVersion", site.fx))
@@ -347,7 +293,7 @@ class AzureWebAppStandIn:
                 "usageState": "Normal",
                 "availabilityState": "Normal",
                 "reserved": True,
-                "lastModifiedTimeUtc": _iso(site.modified),
+                "lastModifiedTimeUtc": iso(site.modified),
                 "defaultHostName": host,
                 "httpsOnly": True,
                 "resourceGroup": GROUP,
@@ -379,7 +325,7 @@ class AzureWebAppStandIn:
         properties: Json = {"state": "READY" if site.serving else "UNKNOWN" if site.start else "STOPPED"}
         if self.lists_containers and site.serving:
             container = site.container(number, site.generation)
-            now = _iso(self.world.now())
+            now = iso(self.world.now())
             properties["containers"] = {container: {"name": container, "id": container[-8:], "currentTimeStamp": now}}
         address = {"id": self._id(site, f"/instances/{name}"), "name": name, "type": "Microsoft.Web/sites/instances"}
         return {**address, "properties": properties}
@@ -394,7 +340,3 @@ def _describe(scope: Scope, body: bytes) -> tuple[str, bool]:
 def _error_body(status: int) -> tuple[bytes, dict[str, str]]:
     code = "TooManyRequests" if status == 429 else "InternalServerError"
     return json.dumps(Refused(status, code, "The request could not be served now.").document()).encode(), {}
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -224,6 +224,14 @@ class PlatformContract:
         assert len(world.calls_of(stand_in.kind, writes=True)) == writes
         assert stand_in.live(RESOURCE).image == OTHER
 
+    def test_force_releases_over_drift(self, stand_in: StandIn) -> None:
+        """What a person does about a target in doubt, after a look at it."""
+        snapshot = self.platform(stand_in).snapshot()
+        stand_in.meddle(RESOURCE, OTHER)
+        handle = self.platform(stand_in).deploy(self.release(force=True), snapshot)
+        assert self.wait(self.platform(stand_in), handle, "sync").state is State.HEALTHY
+        assert stand_in.live(RESOURCE).image == NEW
+
     def test_superseded_is_not_healthy(self, stand_in: StandIn, mode: str) -> None:
         _, handle, _ = self.start(stand_in)
         stand_in.meddle(RESOURCE, OTHER)
