@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context, Param, TaskGroup, get_parsing_context
+from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
 
 from airflow_multideploy import variables
@@ -35,8 +36,10 @@ def service_dags(catalog: str | Path | None = None) -> dict[str, DAG]:
     A service that is broken becomes a DAG that shows its error, and harms no other. In a task's process only that
     task's DAG is built, from the config that its run has frozen.
 
-    :param catalog: a YAML or JSON file; default: the Variables ``multideploy_services`` and ``multideploy_defaults``.
+    :param catalog: a YAML or JSON file; default: the file that ``[multideploy] catalog_file`` names, else the Variables
+        ``multideploy_services`` and ``multideploy_defaults``.
     """
+    catalog = catalog or conf.get("multideploy", "catalog_file", fallback="") or None
     context = get_parsing_context()
     if context.dag_id is not None:
         return _only(context.dag_id, planning=context.task_id == PLAN, catalog=catalog)

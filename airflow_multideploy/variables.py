@@ -92,7 +92,7 @@ def _entry(name: str) -> Any:
 
 
 def freeze(name: str, service: Mapping[str, Any], run_id: str) -> None:
-    """Keep the resolved config while a run lasts: workers build the run's DAG from it, whatever becomes of the catalog."""
+    """Keep the resolved config while a run lasts: workers build its DAG from it, whatever becomes of the catalog."""
     from airflow.sdk import Variable
 
     document = {"service": service, "run_id": run_id, "at": time.time()}

@@ -1,7 +1,7 @@
 """What a release costs on top of its slowest platform, against the plain DAG that people write today.
 
-On one live Airflow (SQLite, LocalExecutor, default settings) both DAGs are triggered over REST in turn: the plain one is
-build → four PythonOperators that sleep → aggregate; ours releases one service to four targets of the sandbox, whose
+On one live Airflow (SQLite, LocalExecutor, default settings) both DAGs are triggered over REST in turn: the plain one
+is build → four PythonOperators that sleep → aggregate; ours releases one service to four targets of the sandbox, whose
 rollouts take as long as the plain DAG sleeps. Overhead = trigger to final state, minus those seconds.
 """
 
@@ -175,7 +175,9 @@ def main() -> int:
     """Exit code 1 with ``--check`` when the ratio is over its bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="runs of each DAG, in turn (default 5)")
-    parser.add_argument("--seconds", type=float, default=10, help="seconds that the slowest platform takes (default 10)")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="seconds that the slowest platform takes (default 10)"
+    )
     parser.add_argument("--services", type=int, default=1, help="services in the catalog (default 1)")
     parser.add_argument("--poll", type=float, help="poll_interval of the targets (default: the catalog's default)")
     parser.add_argument("--mixed", action="store_true", help="one target per platform instead of four on-prem ones")

@@ -7,8 +7,10 @@ here the same steps are run on the synchronous or on the asynchronous client.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import ssl
+import time
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -98,6 +100,32 @@ class _Seen:
         return parsedate_to_datetime(self.date) if self.date else datetime.now(UTC)
 
 
+class _Login:
+    """A credential whose token lives as long as the adapter, so that not every look logs in anew."""
+
+    def __init__(self, credential: Any, tokens: dict[Any, Any], key: Any) -> None:
+        self.credential, self.tokens, self.key = credential, tokens, key
+
+    def _known(self) -> Any:
+        token = self.tokens.get(self.key)
+        return token if token is not None and token.expires_on - time.time() > 300 else None
+
+    def get_token_info(self, *scopes: str, options: Any = None) -> Any:
+        token = self._known() or self.credential.get_token_info(*scopes, options=options)
+        self.tokens[self.key] = token
+        return token
+
+
+class _AsyncLogin(_Login):
+    async def get_token_info(self, *scopes: str, options: Any = None) -> Any:
+        token = self._known() or await self.credential.get_token_info(*scopes, options=options)
+        self.tokens[self.key] = token
+        return token
+
+    async def close(self) -> None:
+        """The session closes the credential itself."""
+
+
 @dataclass(frozen=True, repr=False)
 class Access:
     """Where and as whom, read from a Connection of type ``azure``.
@@ -169,6 +197,10 @@ class Access:
             **self._common(seen),
         )
 
+    def identity(self) -> tuple[Any, ...]:
+        """What a token depends on."""
+        return self.login, self.password, json.dumps(dict(self.extra), sort_keys=True)
+
     def tls(self) -> ssl.SSLContext:
         """For the app's own address: the system's authorities and the Connection's."""
         context = ssl.create_default_context()
@@ -189,6 +221,7 @@ class SiteApi:
     resource_group: str
     site: str
     subscription_id: str | None
+    tokens: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def run(self, steps: Steps[T]) -> T:
         """The steps' result.
@@ -237,7 +270,7 @@ class SiteApi:
         access, seen = Access.read(connection, self.subscription_id, self.platform), _Seen()
         with (
             access.credential(identity, seen, get_sync_default_azure_credential) as credential,
-            access.client(WebSiteManagementClient, credential, seen) as client,
+            access.client(WebSiteManagementClient, _Login(credential, self.tokens, access.identity()), seen) as client,
         ):
             yield client, access, seen
 
@@ -254,7 +287,9 @@ class SiteApi:
         access, seen = Access.read(connection, self.subscription_id, self.platform), _Seen()
         async with (
             access.credential(identity, seen, get_async_default_azure_credential) as credential,
-            access.client(WebSiteManagementClient, credential, seen) as client,
+            access.client(
+                WebSiteManagementClient, _AsyncLogin(credential, self.tokens, access.identity()), seen
+            ) as client,
         ):
             yield client, access, seen
 
@@ -285,6 +320,7 @@ class SiteApi:
         """Ours, with the platform's words. What has no status was lost on the way, and may be asked again."""
         from azure.core.exceptions import HttpResponseError
 
+        self.tokens.clear()  # it may have been revoked; the next look logs in anew
         response = getattr(error, "response", None)
         status = response.status_code if response is not None else seen.status
         detail = error.error if isinstance(error, HttpResponseError) else None

@@ -15,6 +15,7 @@ is read directly before each write, and ``observe`` reads it again.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -121,7 +122,7 @@ class AzureWebApp(Platform[AzureWebAppConfig]):
             f"{self.config.resource_group}/providers/Microsoft.Web/sites/{self.config.site}/appServices"
         )
 
-    @property
+    @cached_property
     def _api(self) -> SiteApi:
         config = self.config
         return SiteApi(self, config.resource_group, config.site, config.subscription_id)

@@ -6,6 +6,6 @@ from airflow.plugins_manager import AirflowPlugin
 
 
 class MultideployPlugin(AirflowPlugin):
-    """Registers the asset and console links."""
+    """Makes the package visible among the plugins; what it adds to Airflow today is in the provider info."""
 
     name = "multideploy"

@@ -100,7 +100,7 @@ class AzureWebAppStandIn:
         # Closing TLS waits for the peer's farewell, and a client that was cut off by a fault never says it.
         open_connections = self._server._server.server_state.connections
         for connection in list(open_connections):
-            connection.loop.call_soon_threadsafe(connection.transport.abort)  # type: ignore[union-attr]
+            connection.loop.call_soon_threadsafe(connection.transport.abort)
         until = time.monotonic() + 2
         while open_connections and time.monotonic() < until:
             time.sleep(0.01)

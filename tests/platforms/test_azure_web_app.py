@@ -134,6 +134,13 @@ class TestAzureWebApp(PlatformContract):
         assert seen.state is State.FAILED
         assert "STOPPED" in seen.reason
 
+    def test_looks_of_one_adapter_log_in_once(self, stand_in: AzureWebAppStandIn, world: World, mode: str) -> None:
+        _, handle, _ = self.start(stand_in)
+        world.calls.clear()
+        self.wait(self.platform(stand_in), handle, mode)
+        logins = [call for call in world.calls_of(stand_in.kind) if call.operation.endswith("/token")]
+        assert len(logins) == 1
+
     # --- where there is nothing, or something else --------------------------------------------------------------------
 
     def test_a_missing_site_is_a_clear_error(self, stand_in: AzureWebAppStandIn) -> None:

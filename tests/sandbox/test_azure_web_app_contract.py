@@ -131,7 +131,8 @@ def _model_problems(kind: type[Model], value: Any, path: str) -> Iterator[str]:
     if not isinstance(value, dict):
         yield f"{path}: no object"
         return
-    hints = typing.get_type_hints(kind, vars(_models), {"_models": _models})
+    kind({})  # the SDK fills in a model's fields when it is first made
+    hints = typing.get_type_hints(kind, vars(_models), {"_models": models})
     fields = {field._rest_name: hints[name] for name, field in kind._attr_to_rest_field.items()}
     for name, item in value.items():
         if name not in fields:
