@@ -45,12 +45,23 @@ OURS = """from airflow_multideploy import service_dags
 
 globals().update(service_dags())
 """
-BARE = """from contextlib import nullcontext
+BARE = """import datetime
+from contextlib import nullcontext
 
 from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import DAG, TaskGroup
 
 TARGETS = ["aws", "gcp", "azure", "onprem"]
+DEFAULTS = {{"owner": "team", "retries": 2, "retry_delay": datetime.timedelta(seconds=5)}} if {python} else {{}}
+
+
+def work():
+    pass
+
+
+def task(task_id):
+    return PythonOperator(task_id=task_id, python_callable=work) if {python} else EmptyOperator(task_id=task_id)
 
 
 def group(name):
@@ -58,17 +69,17 @@ def group(name):
 
 
 for number in range({services}):
-    with DAG(f"service-{{number}}", schedule=None) as dag:
-        plan = EmptyOperator(task_id="plan")
+    with DAG(f"service-{{number}}", schedule=None, default_args=DEFAULTS) as dag:
+        plan = task(task_id="plan")
         deploys, rollbacks = [], []
         for target in TARGETS:
             with group(target):
-                deploys.append(EmptyOperator(task_id=f"deploy_{{target}}"))
-        aggregate = EmptyOperator(task_id="aggregate_status")
-        finalize = EmptyOperator(task_id="finalize")
+                deploys.append(task(task_id=f"deploy_{{target}}"))
+        aggregate = task(task_id="aggregate_status")
+        finalize = task(task_id="finalize")
         with group("rollback"):
             for target in TARGETS:
-                rollbacks.append(EmptyOperator(task_id=f"rollback_{{target}}"))
+                rollbacks.append(task(task_id=f"rollback_{{target}}"))
         plan >> deploys >> aggregate >> rollbacks >> finalize
         aggregate >> finalize
     globals()[dag.dag_id] = dag
@@ -187,25 +198,26 @@ def compare(processor: Processor, files: Mapping[str, Path], rounds: int) -> dic
 
 def processor_ratios(processor: Processor, services: int, rounds: int) -> float:
     """Print one line per size; the ratio to bare DAGs."""
-    files = {"ours": OURS, "bare": BARE.format(services=services, groups=False)}
-    files["bare+groups"] = BARE.format(services=services, groups=True)
+    files = {"ours": OURS}
+    for name, groups, python in (("bare", False, False), ("python", False, True), ("groups", True, True)):
+        files[name] = BARE.format(services=services, groups=groups, python=python)
     paths = {}
     for name, text in files.items():
-        paths[name] = processor.folder / f"{name.replace('+', '_')}_{services}.py"
+        paths[name] = processor.folder / f"{name}_{services}.py"
         paths[name].write_text(TIMER + text + TIMED)
     set_variable("multideploy_services", catalog(services))
     samples = compare(processor, paths, rounds)
     if len(shapes := {s.shape for many in samples.values() for s in many}) != 1:
         raise SystemExit(f"the sides differ in DAGs, tasks or edges: {shapes}: nothing measured")
     figures = {name: medians(many) for name, many in samples.items()}
-    ours, bare, grouped = figures.values()
-    print(
-        f"{services:5} services | wall {ours['wall']:7.3f} s, bare {bare['wall']:7.3f} s, with groups "
-        f"{grouped['wall']:7.3f} s | ratio {ours['wall'] / bare['wall']:5.2f}, to groups "
-        f"{ours['wall'] / grouped['wall']:5.2f} | CPU ratio {ours['cpu'] / bare['cpu']:5.2f} | file alone "
-        f"{ours['file_wall']:6.3f} s, bare {bare['file_wall']:6.3f} s | bytes "
-        f"{samples['ours'][0].size / samples['bare'][0].size:.2f}"
-    )
+    ours, bare = figures["ours"], figures["bare"]
+    print(f"{services} services: {ours['wall']:.3f} s (file alone {ours['file_wall']:.3f} s)")
+    for name, what in (("bare", "bare"), ("python", "with PythonOperators, retries"), ("groups", "and task groups")):
+        other = figures[name]
+        print(
+            f"  {what:30} {other['wall']:7.3f} s | ratio {ours['wall'] / other['wall']:5.2f} | CPU ratio "
+            f"{ours['cpu'] / other['cpu']:5.2f} | bytes {samples['ours'][0].size / samples[name][0].size:.2f}"
+        )
     return ours["wall"] / bare["wall"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import stat
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from airflow_multideploy import registry
@@ -22,7 +20,7 @@ from airflow_multideploy.builder import ImageBuilder, find_builder
 from airflow_multideploy.core.errors import BuildFailed, SpecError
 from airflow_multideploy.core.models import Build
 from airflow_multideploy.operators.build import BuildImageOperator
-from airflow_multideploy.sandbox.server import listen
+from tests.registry_server import docker_registry
 
 PASSWORD = "correct-horse-battery"
 HTPASSWD = "robot:$2y$05$abcdefghijklmnopqrstuuSnF5tLPqPFqc0z9CY0HcSLFbSRlL67u"
@@ -38,37 +36,8 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 @pytest.fixture(scope="module")
 def real_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Debian's docker-registry on loopback, with a login; its ``host:port``."""
-    folder = tmp_path_factory.mktemp("registry")
-    sock = listen()
-    host = f"127.0.0.1:{sock.getsockname()[1]}"
-    sock.close()
-    (folder / "htpasswd").write_text(HTPASSWD + "\n")
-    config = {
-        "version": 0.1,
-        "log": {"level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
-        "http": {"addr": host, "secret": "of no importance"},
-        "auth": {"htpasswd": {"realm": "registry", "path": str(folder / "htpasswd")}},
-    }
-    (folder / "config.yml").write_text(json.dumps(config))
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            ["docker-registry", "serve", str(folder / "config.yml")],
-            stdout=log,
-            stderr=log,
-            env={"PATH": os.environ["PATH"]},
-        )
-    until = time.monotonic() + 10
-    while True:
-        try:
-            assert httpx.get(f"http://{host}/v2/").status_code == 401
-            break
-        except httpx.TransportError:
-            assert time.monotonic() < until, (folder / "log").read_text()
-            time.sleep(0.05)
-    yield host
-    process.terminate()
-    process.wait(10)
+    with docker_registry(tmp_path_factory.mktemp("registry"), HTPASSWD) as host:
+        yield host
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class TargetConfig(Model):
     :param critical: counts for the policies ``critical`` and ``at_least``; None: critical unless another one is marked.
     :param timeout: seconds from the first write until the rollout has to be healthy.
     :param rollback_timeout: seconds that the way back may take.
-    :param poll_interval: seconds between looks, at first; grows while nothing changes.
+    :param poll_interval: most seconds between looks; early ones come sooner.
     :param first_deploy: when the first-ever deploy fails, ``remove`` what was created or ``leave`` it.
     """
 

@@ -75,24 +75,26 @@ class Watch:
     """Decides after each look: wait how long, or the final observation.
 
     :param deadline: epoch seconds; absolute, so that a restart of whoever waits does not extend it.
-    :param interval: seconds between looks at first; grows to four times that while nothing changes.
+    :param interval: most seconds between looks. Early ones come sooner, an eighth of the time waited so far, so that a
+        rollout of seconds is not made longer by the waiting.
     """
 
     def __init__(self, *, deadline: float, interval: float, rng: random.Random | None = None) -> None:
         self.deadline = deadline
         self.interval = interval
-        self._pause = interval
-        self._last: Observation | None = None
+        self._began: float | None = None
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not secrets
 
     def judge(self, seen: Observation | PlatformError, *, now: float) -> Observation | float:
         """The final observation, or seconds until the next look."""
+        if self._began is None:
+            self._began = now
         if isinstance(seen, PlatformError):
             if not seen.retryable:
                 return Observation(state=State.UNKNOWN, reason=str(seen))
             if now >= self.deadline:
                 return Observation(state=State.UNKNOWN, reason=f"no answer until the deadline; last error: {seen}")
-            return max(self._wait(now, self._pause), min(seen.retry_after or 0.0, self.deadline - now))
+            return max(self._wait(now), min(seen.retry_after or 0.0, self.deadline - now))
         if seen.ended:
             return seen
         if now >= self.deadline:
@@ -102,12 +104,12 @@ class Watch:
                 revision=seen.revision,
                 progress=seen.progress,
             )
-        self._pause = self.interval if seen != self._last else min(self._pause * 1.5, self.interval * 4)
-        self._last = seen
-        return self._wait(now, self._pause)
+        return self._wait(now)
 
-    def _wait(self, now: float, seconds: float) -> float:
-        return max(0.05, min(seconds * self._rng.uniform(0.8, 1.2), self.deadline - now))
+    def _wait(self, now: float) -> float:
+        waited = now - (self._began or now)
+        pause = min(self.interval, max(1.0, waited / 8))
+        return max(0.05, min(pause * self._rng.uniform(0.8, 1.2), self.deadline - now))
 
 
 def follow(look: Callable[[], Observation], *, watch: Watch, clock: Clock) -> Observation:

@@ -132,6 +132,11 @@ class DeployOperator(BaseOperator):
             if error.retryable:
                 raise
             raise Final(str(error)) from error
+        except Exception as error:
+            # A bug, or Airflow's own error: say where to look. Its text may hold anything, so it stays in the task's log.
+            reason = f"{type(error).__name__} before the rollout was under way; the log of {self.task_id} has it"
+            self._push(context, self._result(context).model_copy(update={"reason": reason}))
+            raise
         context["ti"].xcom_push(CONSOLE, platform.console_url(entry.handle))
         self._clock.check()
         if self.deferrable:

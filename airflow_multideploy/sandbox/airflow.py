@@ -66,8 +66,10 @@ class LocalAirflow:
         self._http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
         self._token = ""
         passwords = home / "passwords.json"
+        # Without byte code every task process compiles Airflow and the SDKs anew.
+        inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self.environment = {
-            **os.environ,
+            **inherited,
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
