@@ -50,6 +50,8 @@ class RolloutTrigger(BaseTrigger):
         handle = Handle.model_validate(self.handle)
         watch = Watch(deadline=self.deadline, interval=platform.config.poll_interval)
         reported = ""
+        # The rollout has only just begun; after a restart of the triggerer all begin at once, so the looks are spread.
+        await asyncio.sleep(min(platform.config.poll_interval, random.uniform(0.7, 1.3)))  # noqa: S311 - jitter
         while True:
             seen: Observation | PlatformError
             try:
@@ -66,8 +68,7 @@ class RolloutTrigger(BaseTrigger):
             if (said := str(seen if isinstance(seen, PlatformError) else seen.reason)) != reported:
                 reported = said
                 self.log.info("%s: %s", platform.name, said)
-            # After a restart of the triggerer all triggers start at once: spread the next looks.
-            await asyncio.sleep(judged * random.uniform(0.9, 1.0))  # noqa: S311 - jitter, not secrets
+            await asyncio.sleep(judged)
 
     async def on_kill(self) -> None:
         """Say so; nothing is undone here, because a kill is too late and not certain: the rollback task does it."""

@@ -47,6 +47,8 @@ class Entry(Document):
     :param verified: False when "healthy" rests on the platform's acceptance alone.
     :param deployed: how the deploy ended (succeeded, unchanged, failed, unknown), whatever was rolled back later.
     :param attempt: how often a worker started on it.
+    :param rollout: which rollout of its run on this target this is.
+    :param clear: how often a person had cleared tasks of the run when it started.
     """
 
     service: str
@@ -73,6 +75,7 @@ class Entry(Document):
     deployed: Phase | None = None
     attempt: int = Field(default=1, ge=1)
     rollout: int = Field(default=1, ge=1)
+    clear: int = 0
 
     def to(self, phase: Phase, **changes: Any) -> Entry:
         """A copy in another phase."""

@@ -23,6 +23,8 @@ class Rollout:
     """The release logic of one target.
 
     :param dag_id: with ``run_id``: whose rollout this is.
+    :param clear: how often a person has cleared tasks of the run. A rollout that has ended starts again only after
+        that, never by a retry: Airflow retries a task also when its scheduler mistakes a resumed one for a dead one.
     """
 
     platform: Platform[Any]
@@ -30,6 +32,7 @@ class Rollout:
     clock: Clock
     dag_id: str
     run_id: str
+    clear: int = 0
 
     def refuse(self, release: Release) -> str | None:
         """Why this release must not start here, from the journal alone; None when it may."""
@@ -42,7 +45,8 @@ class Rollout:
     def begin(self, release: Release) -> Entry:
         """Snapshot, journal the intent, write to the platform, journal the revision; returns without waiting.
 
-        The entry's phase is ``verifying``: next is the final observation of its handle, then `conclude`.
+        The entry's phase is ``verifying``: next is the final observation of its handle, then `conclude`. Any other phase
+        is how an earlier attempt ended.
 
         :param release: with the release id of the run; a repeat within the same run gets an id of its own.
         :raises InDoubt: another run's rollout is unsettled here, and the release does not force.
@@ -51,11 +55,13 @@ class Rollout:
         """
         opened = self.journal.read()
         entry = self._open(opened, release)
-        if entry.phase is Phase.VERIFYING:
+        if entry.phase not in CONTINUABLE:
             return entry
         deadline = entry.deadline or self.clock.time() + self.platform.config.timeout
         before = entry.touched
         entry = entry.to(entry.phase, started_at=entry.started_at or self.clock.time(), deadline=deadline)
+        if entry.phase is Phase.VERIFYING:
+            return entry
         try:
             if entry.snapshot is None:
                 previous = self.journal.live()
@@ -117,13 +123,17 @@ class Rollout:
     def _open(self, entry: Entry | None, release: Release) -> Entry:
         """This rollout's entry: the one an earlier attempt left, or a new one."""
         if entry is not None and self._mine(entry):
+            again = entry.clear != self.clear
             if entry.phase in CONTINUABLE:
-                return entry.to(entry.phase, attempt=entry.attempt + 1)
+                deadline = None if again else entry.deadline
+                return entry.to(entry.phase, attempt=entry.attempt + 1, clear=self.clear, deadline=deadline)
             if not entry.settled and entry.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):
                 raise InDoubt(
                     f"{self.platform.name}: this run's rollback is {entry.phase}; clear its rollback task first, so "
                     "that the target is in a known state"
                 )
+            if not again:
+                return entry
             self._check(entry, release)
             return self._again(entry, release)
         self._check(entry, release)
@@ -174,6 +184,7 @@ class Rollout:
             snapshot=over.snapshot if over else None,
             previous=over.previous if over else None,
             rollout=rollout,
+            clear=self.clear,
         )
 
     def _refused(self, entry: Entry, error: PlatformError, opened: Entry | None) -> None:

@@ -133,13 +133,15 @@ class DeployOperator(BaseOperator):
                 raise
             raise Final(str(error)) from error
         except Exception as error:
-            # A bug, or Airflow's own error: say where to look. Its text may hold anything, so it stays in the task's log.
+            # A bug, or Airflow's own error. Its text may hold anything, so it stays in the task's log.
             reason = f"{type(error).__name__} before the rollout was under way; the log of {self.task_id} has it"
             self._push(context, self._result(context).model_copy(update={"reason": reason}))
             raise
         context["ti"].xcom_push(CONSOLE, platform.console_url(entry.handle))
         self._clock.check()
-        if self.deferrable:
+        if entry.phase is not Phase.VERIFYING:
+            return self._report(context, entry)
+        if self.deferrable and _handle(entry).changed:
             self._defer(entry)
         seen = follow(lambda: platform.observe(_handle(entry)), watch=_watch(entry, platform), clock=self._clock)
         return self._conclude(context, rollout, entry, seen)
@@ -164,6 +166,7 @@ class DeployOperator(BaseOperator):
             self._clock,
             dag_id=self.dag_id,
             run_id=context["run_id"],
+            clear=getattr(context["dag_run"], "clear_number", None) or 0,
         )
 
     def _defer(self, entry: Entry) -> NoReturn:
@@ -187,12 +190,16 @@ class DeployOperator(BaseOperator):
             entry = rollout.conclude(entry, seen)
         except RolloutFailed as error:
             raise Final(str(error)) from error
+        return self._report(context, entry)
+
+    def _report(self, context: Context, entry: Entry) -> dict[str, Any]:
+        """Push the result of a rollout that has ended, and fail when it ended badly."""
         result = result_of(entry, critical=True)
         self._push(context, result)
+        message = f"{entry.service}/{entry.target}: version {entry.release.version} {entry.phase}: {entry.reason}"
         if entry.phase not in GOOD:
-            message = f"{rollout.platform.name}: version {entry.release.version} {entry.phase}: {entry.reason}"
             raise Final(message) from RolloutFailed(message)
-        self.log.info("%s: %s is %s %s", rollout.platform.name, entry.release.version, entry.phase, entry.reason)
+        self.log.info(message)
         return result.dump()
 
     def _resolve(self, context: Context) -> tuple[Release, dict[str, Any]]:

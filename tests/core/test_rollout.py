@@ -218,16 +218,40 @@ def test_a_version_that_was_rolled_back_asks_for_force_and_is_forgiven_when_it_w
 def test_a_cleared_task_gets_a_rollout_of_its_own(bench: Bench) -> None:
     bench.fault("deploy", "fails")
     first = bench.deploy()
+    bench.clear += 1
     entry = bench.deploy()
     assert (entry.phase, entry.rollout) == ("succeeded", 2)
     assert entry.release.release_id == f"{first.release.release_id}-2"
     assert entry.snapshot == first.snapshot
 
 
+@pytest.mark.parametrize("outcome", ["fails", None])
+def test_a_retry_of_a_rollout_that_has_ended_starts_no_other(bench: Bench, outcome: str | None) -> None:
+    """Airflow's scheduler takes a task that was resumed quickly for dead, and retries it while it ends."""
+    if outcome:
+        bench.fault("deploy", outcome)
+    first = bench.deploy()
+    writes = len(bench.world.writes())
+    assert bench.deploy() == first
+    assert len(bench.world.writes()) == writes
+
+
+def test_a_cleared_task_that_still_waits_goes_on_with_a_deadline_of_its_own(bench: Bench) -> None:
+    bench.fault("deploy", "hangs")
+    first = bench.begin()
+    bench.world.clock.sleep(100)
+    assert bench.begin().deadline == first.deadline
+    bench.clear += 1
+    again = bench.begin()
+    assert again.release == first.release
+    assert again.deadline == (first.deadline or 0) + 100
+
+
 def test_a_cleared_task_of_a_release_that_became_healthy_late_is_still_ours_to_undo(bench: Bench) -> None:
     bench.config = {"timeout": 5}
     assert bench.deploy().reason.startswith("deadline passed")
     bench.world.clock.sleep(60)
+    bench.clear += 1
     entry = bench.deploy()
     assert (entry.phase, entry.touched, len(bench.world.writes())) == ("succeeded", True, 1)
     assert bench.back().phase is Phase.ROLLED_BACK
@@ -236,6 +260,7 @@ def test_a_cleared_task_of_a_release_that_became_healthy_late_is_still_ours_to_u
 
 def test_a_cleared_task_of_a_release_that_succeeded_still_goes_back_to_what_was_before_the_run(bench: Bench) -> None:
     bench.deploy()
+    bench.clear += 1
     entry = bench.deploy()
     assert (entry.phase, entry.touched, entry.rollout) == ("succeeded", True, 2)
     assert bench.back().phase is Phase.ROLLED_BACK
