@@ -91,7 +91,7 @@ def catalog(sandbox: Sandbox, rules: Mapping[str, Any] | None = None) -> dict[st
     return {SERVICE: service}
 
 
-def main(*, ui: bool = False, folder: Path | None = None, seconds: float = 8.0) -> int:
+def main(*, ui: bool = False, folder: Path | None = None, seconds: float = 6.0) -> int:
     """Run the demo; 0 when every outcome is the expected one, 1 otherwise. Everything it started is stopped.
 
     :param ui: leave Airflow and the sandbox running until Ctrl-C, and print address and login.
@@ -233,6 +233,8 @@ def _dags_test(console: Console, home: Path, airflow: LocalAirflow, sandbox: San
         variables={"multideploy_services": catalog(sandbox)},
     )
     laptop.prepare()
+    # One after the other, so shorter rollouts show it as well.
+    sandbox.world.seconds = min(sandbox.world.seconds, 2.0)
     with console.status("airflow dags test …"):
         done = subprocess.run(  # noqa: S603 - our own interpreter, fixed arguments
             [sys.executable, "-m", "airflow", "dags", "test", SERVICE, "-c", json.dumps({"version": LAST.version})],

@@ -24,7 +24,7 @@ class Rollout:
 
     :param dag_id: with ``run_id``: whose rollout this is.
     :param clear: how often a person has cleared tasks of the run. A rollout that has ended starts again only after
-        that, never by a retry: Airflow retries a task also when its scheduler mistakes a resumed one for a dead one.
+        that, never by a retry: Airflow also retries a task that its scheduler mistakes for a dead one.
     """
 
     platform: Platform[Any]
@@ -45,8 +45,8 @@ class Rollout:
     def begin(self, release: Release) -> Entry:
         """Snapshot, journal the intent, write to the platform, journal the revision; returns without waiting.
 
-        The entry's phase is ``verifying``: next is the final observation of its handle, then `conclude`. Any other phase
-        is how an earlier attempt ended.
+        The entry's phase is ``verifying``: next is the final observation of its handle, then `conclude`. Any other
+        phase is how an earlier attempt ended.
 
         :param release: with the release id of the run; a repeat within the same run gets an id of its own.
         :raises InDoubt: another run's rollout is unsettled here, and the release does not force.

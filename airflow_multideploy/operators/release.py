@@ -169,8 +169,8 @@ class AggregateStatusOperator(ReleaseOperator):
 class RollbackOperator(ReleaseOperator):
     """Returns one target to its snapshot when the verdict says so, and says so only after it was seen serving.
 
-    Everything it needs is in the journal: it works without a catalog, a plan or XCom, on any worker, and continues where
-    an earlier try was interrupted. Live state that is neither ours nor the snapshot is left alone and reported.
+    Everything it needs is in the journal: it works without a catalog, a plan or XCom, on any worker, and continues
+    where an earlier try was interrupted. Live state that is neither ours nor the snapshot is left alone and reported.
 
     :param target: which target.
     :param aggregate_task_id: the task whose verdict it follows.
