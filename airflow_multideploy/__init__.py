@@ -12,9 +12,9 @@ _PUBLIC = {
     "service_dag": "factory",
     "DeployOperator": "operators.deploy",
     "AggregateStatusOperator": "operators.release",
-    "RollbackOperator": "operators.release",
+    "RollbackOperator": "operators.rollback",
     "FinalizeOperator": "operators.release",
-    "finish": "operators.release",
+    "finish": "operators.tail",
     "PlanOperator": "operators.plan",
     "BuildImageOperator": "operators.build",
     "RolloutTrigger": "triggers",
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from airflow_multideploy.operators.plan import PlanOperator as PlanOperator
     from airflow_multideploy.operators.release import AggregateStatusOperator as AggregateStatusOperator
     from airflow_multideploy.operators.release import FinalizeOperator as FinalizeOperator
-    from airflow_multideploy.operators.release import RollbackOperator as RollbackOperator
-    from airflow_multideploy.operators.release import finish as finish
+    from airflow_multideploy.operators.rollback import RollbackOperator as RollbackOperator
+    from airflow_multideploy.operators.tail import finish as finish
     from airflow_multideploy.triggers import RolloutTrigger as RolloutTrigger
 
 

@@ -19,8 +19,8 @@ from airflow_multideploy.core.plan import waves
 from airflow_multideploy.operators.build import BuildImageOperator
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.plan import PlanOperator
-from airflow_multideploy.operators.release import finish
 from airflow_multideploy.operators.state import Final
+from airflow_multideploy.operators.tail import finish
 from airflow_multideploy.platforms import config_type
 
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)

@@ -34,6 +34,7 @@ _OPERATORS = (
     "operators.deploy",
     "operators.plan",
     "operators.release",
+    "operators.rollback",
     "platforms.aws_ecs",
     "platforms.azure_web_app",
     "platforms.gcp_cloud_run",

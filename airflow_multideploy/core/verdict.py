@@ -109,7 +109,8 @@ def _reason(results: Iterable[TargetResult], cancelled: bool) -> str:
             continue
         if result.phase is Phase.SKIPPED and not result.reason:
             continue
-        said = f" ({result.reason})" if result.reason else ""
+        healthy_before = result.phase is Phase.ROLLED_BACK and result.deployed in GOOD
+        said = " (was healthy)" if healthy_before else f" ({result.reason})" if result.reason else ""
         parts.append(f"{result.target}: {result.phase}{said}")
     return "; ".join(parts)
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from airflow_multideploy import variables
-from airflow_multideploy.core.contract import Observation, Platform
-from airflow_multideploy.core.errors import PlatformError, ReleaseFailed, RollbackFailed
+from airflow_multideploy.core.errors import ReleaseFailed
 from airflow_multideploy.core.journal import Entry, Phase
 from airflow_multideploy.core.models import AtLeast, Edge, Policy, Strategy, TargetConfig
-from airflow_multideploy.core.rollback import WayBack, blockers
+from airflow_multideploy.core.rollout import CONTINUABLE
 from airflow_multideploy.core.status import Status, TargetResult, result_of
 from airflow_multideploy.core.verdict import Rules, Verdict, judge, table
-from airflow_multideploy.core.wait import Watch, follow
-from airflow_multideploy.operators.deploy import ROLLOUT, ConsoleLink, DeployOperator
+from airflow_multideploy.operators.deploy import ROLLOUT, DeployOperator
 from airflow_multideploy.operators.state import (
     Final,
-    TaskClock,
     journal,
     pull_plan,
     service_asset,
     target_asset,
 )
-from airflow_multideploy.platforms import adapter
-from airflow_multideploy.triggers import RolloutTrigger
 
 REFUSED = "refused"
 """XCom key under which a plan or a build says why nothing starts."""
@@ -44,6 +38,7 @@ class ReleaseOperator(BaseOperator):
         plan's wins.
     :param keep_on_cancel: True leaves what is live when the run is marked failed; False (default) undoes it.
     :param plan_task_id: the task that froze the plan, when there is one.
+    :param aggregate_task_id: the task whose verdict the later ones follow.
     """
 
     def __init__(
@@ -56,6 +51,7 @@ class ReleaseOperator(BaseOperator):
         keep_on_cancel: bool = False,
         plan_task_id: str | None = None,
         build_task_id: str | None = None,
+        aggregate_task_id: str = "aggregate_status",
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("trigger_rule", "all_done")
@@ -68,6 +64,7 @@ class ReleaseOperator(BaseOperator):
         chosen = AtLeast.model_validate(policy) if isinstance(policy, Mapping) else policy
         self.rules = Rules(policy=chosen, strategy=strategy, keep_on_cancel=keep_on_cancel)
         self.plan_task_id, self.build_task_id = plan_task_id, build_task_id
+        self.aggregate_task_id = aggregate_task_id
         self.inlets = [*self.inlets, *(target_asset(self.service_name, target) for target in self.tasks)]
 
     def judge(self, context: Context, *, final: bool = True) -> Verdict:
@@ -84,7 +81,7 @@ class ReleaseOperator(BaseOperator):
                 strategy=settings["rollback"]["strategy"],
                 keep_on_cancel=settings["rollback"]["cancel"] == "keep",
             )
-            configs = {target: _common(plan.config(target)) for target in self.tasks}
+            configs = {target: common_config(plan.config(target)) for target in self.tasks}
             version = plan.release.version
         return judge(
             results,
@@ -92,11 +89,33 @@ class ReleaseOperator(BaseOperator):
             service=self.service_name,
             version=version,
             rules=rules,
-            cancelled=str(getattr(context["dag_run"], "state", "")) == "failed",
+            cancelled=self._stopped(context, results, planned=plan is not None),
             dry_run=plan is not None and plan.dry_run,
             final=final,
             refused=self._refused(context, planned=plan is not None, results=results),
         )
+
+    def _stopped(self, context: Context, results: Mapping[str, TargetResult], *, planned: bool) -> bool:
+        """Whether a person stopped the run.
+
+        Airflow keeps such a run ``running`` until its teardowns are over, so the tasks have to tell: one that waits its
+        turn is skipped by Airflow, not by us; and those under way have failed although tries were left. One alone of
+        the latter is a task that was marked failed, which counts as a failed target.
+        """
+        earlier = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
+        if earlier and self.task_id != self.aggregate_task_id:
+            return bool(earlier["cancelled"])
+        under_way = 0
+        for target, task_id in self.tasks.items():
+            entry = self._entry(context, target)
+            tries = (self.dag.get_task(task_id).retries or 0) + 1 if self.dag else 1
+            under_way += entry is not None and entry.phase in CONTINUABLE and entry.touched and entry.attempt < tries
+        never = [self.tasks[t] for t, r in results.items() if r.phase is Phase.PENDING and not r.reason]
+        if under_way > 1 or not never or not planned:
+            return under_way > 1
+        run_id = context["run_id"]
+        states = context["ti"].get_task_states(dag_id=self.dag_id, task_ids=never, run_ids=[run_id]).get(run_id, {})
+        return any(str(states.get(task_id)) == "skipped" for task_id in never)
 
     def _refused(self, context: Context, *, planned: bool, results: Mapping[str, TargetResult]) -> str:
         """Why nothing was started, or an empty string."""
@@ -132,7 +151,7 @@ class ReleaseOperator(BaseOperator):
             edges = [Edge(target=t).model_dump() for t, other in self.tasks.items() if other in upstream]
             entry = self._entry(context, target)
             known = dict(entry.config) if entry else {"platform": "", "conn_id": "-"}
-            configs[target] = _common({**known, "depends_on": edges or known.get("depends_on", [])})
+            configs[target] = common_config({**known, "depends_on": edges or known.get("depends_on", [])})
         return configs
 
 
@@ -164,130 +183,6 @@ class AggregateStatusOperator(ReleaseOperator):
         idle = [task_id for target, task_id in self.rollbacks.items() if target not in verdict.restore]
         if idle:
             raise DownstreamTasksSkipped(tasks=idle)  # type: ignore[no-untyped-call]
-
-
-class RollbackOperator(ReleaseOperator):
-    """Returns one target to its snapshot when the verdict says so, and says so only after it was seen serving.
-
-    Everything it needs is in the journal: it works without a catalog, a plan or XCom, on any worker, and continues
-    where an earlier try was interrupted. Live state that is neither ours nor the snapshot is left alone and reported.
-
-    :param target: which target.
-    :param aggregate_task_id: the task whose verdict it follows.
-    :param deferrable: wait in the triggerer (default) or in the worker.
-    """
-
-    ui_color = "#fdeeea"
-    operator_extra_links = (ConsoleLink(),)
-
-    def __init__(
-        self,
-        *,
-        target: str,
-        aggregate_task_id: str = "aggregate_status",
-        deferrable: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.target, self.aggregate_task_id, self.deferrable = target, aggregate_task_id, deferrable
-        self._clock = TaskClock()
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Go back, wait until the snapshot serves, and return the target's result document."""
-        pulled = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
-        verdict = Verdict.model_validate(pulled) if pulled else self.judge(context)
-        entry = self._entry(context, self.target)
-        if self.target not in verdict.restore or entry is None or not entry.touched:
-            raise AirflowSkipException("nothing of this run is to be undone here")
-        if entry.phase is Phase.ROLLED_BACK:
-            return result_of(entry, critical=True).dump()
-        platform = adapter(dict(entry.config), service=self.service_name, target=self.target)
-        self._blocked(context, verdict, entry)
-        context["ti"].xcom_push("console_url", platform.console_url(entry.handle))
-        return self._go_back(context, platform, entry)
-
-    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Journal what the triggerer saw; go back once more when somebody wrote after us and there is time."""
-        entry = self._entry(context, self.target)
-        if entry is None or entry.phase is not Phase.ROLLING_BACK:
-            raise Final(
-                f"{self.service_name}/{self.target}: the journal is {entry and entry.phase}; somebody took over"
-            )
-        platform = adapter(dict(entry.config), service=self.service_name, target=self.target)
-        return self._end(context, platform, self._way(context, platform).conclude(entry, _seen(event)))
-
-    def on_kill(self) -> None:
-        """Stop waiting; the next try continues from the journal."""
-        self._clock.stop()
-
-    def _way(self, context: Context, platform: Platform[Any]) -> WayBack:
-        return WayBack(platform, journal(context, self.service_name, self.target), self._clock)
-
-    def _go_back(self, context: Context, platform: Platform[Any], entry: Entry) -> dict[str, Any]:
-        try:
-            entry = self._way(context, platform).begin(entry)
-        except RollbackFailed as error:
-            cause = error.__cause__
-            if isinstance(cause, PlatformError) and not cause.retryable:
-                raise Final(str(error)) from error
-            raise
-        self._clock.check()
-        back = entry.back
-        if back is None:
-            return self._end(context, platform, entry)
-        deadline = entry.rollback_deadline or 0.0
-        if self.deferrable:
-            self._defer(entry, deadline)
-        watch = Watch(deadline=deadline, interval=platform.config.poll_interval)
-        seen = follow(lambda: platform.observe(back), watch=watch, clock=self._clock)
-        return self._end(context, platform, self._way(context, platform).conclude(entry, seen))
-
-    def _defer(self, entry: Entry, deadline: float) -> NoReturn:
-        if entry.back is None:
-            raise AssertionError("a way back that is waited for has a handle")
-        self.defer(
-            trigger=RolloutTrigger(
-                service=self.service_name,
-                target=self.target,
-                config=dict(entry.config),
-                handle=entry.back.dump(),
-                deadline=deadline,
-            ),
-            method_name="resume",
-            timeout=timedelta(seconds=max(deadline - self._clock.time(), 0.0) + 120),
-        )
-        raise AssertionError("unreachable: defer raises")
-
-    def _end(self, context: Context, platform: Platform[Any], entry: Entry) -> dict[str, Any]:
-        if entry.phase is Phase.ROLLING_BACK:
-            self.log.warning("%s: somebody wrote after us; going back again", platform.name)
-            return self._go_back(context, platform, entry)
-        if entry.phase is Phase.ROLLED_BACK:
-            self.log.info("%s: verified back on %s", platform.name, entry.snapshot and entry.snapshot.revision)
-            return result_of(entry, critical=True).dump()
-        raise Final(f"{platform.name}: {entry.phase}: {entry.reason}") from RollbackFailed(entry.reason)
-
-    def _blocked(self, context: Context, verdict: Verdict, entry: Entry) -> None:
-        """No dependency goes back before its dependents."""
-        if self.plan_task_id is not None and (plan := pull_plan(context, self.plan_task_id)) is not None:
-            configs = {target: _common(plan.config(target)) for target in self.tasks}
-        else:
-            configs = self._configs(context)
-        waiting = []
-        for other in sorted(blockers(self.target, configs, frozenset(verdict.restore))):
-            theirs = self._entry(context, other)
-            gone = theirs is not None and (
-                theirs.phase is Phase.ROLLED_BACK
-                or (theirs.phase is Phase.UNKNOWN and theirs.rollback_ended_at is not None)
-            )
-            if not gone:
-                waiting.append(other)
-        if waiting:
-            reason = f"not sent back: {', '.join(waiting)} depends on it and is not back; clear that rollback first"
-            journal(context, self.service_name, self.target).write(
-                entry.to(Phase.ROLLBACK_FAILED, settled=False, deployed=entry.deployed or Phase.FAILED, reason=reason)
-            )
-            raise Final(f"{self.service_name}/{self.target}: {reason}")
 
 
 class FinalizeOperator(ReleaseOperator):
@@ -343,66 +238,7 @@ class FinalizeOperator(ReleaseOperator):
                 journal(context, self.service_name, result.target).write(kept)
 
 
-def _seen(event: dict[str, Any]) -> Observation:
-    return Observation.model_validate(event)
-
-
-def _common(config: Mapping[str, Any]) -> TargetConfig:
+def common_config(config: Mapping[str, Any]) -> TargetConfig:
     """The part of a target's config that all platforms share."""
     known = {key: value for key, value in config.items() if key in TargetConfig.model_fields}
     return TargetConfig.model_validate({"platform": "", "conn_id": "-", **known})
-
-
-def finish(
-    deploys: Sequence[DeployOperator],
-    *,
-    policy: Policy | dict[str, int] = "all",
-    strategy: Strategy = "all",
-    keep_on_cancel: bool = False,
-    plan_task_id: str | None = None,
-    build_task_id: str | None = None,
-    group: str = "rollback",
-    deferrable: bool = True,
-    retries: int = 2,
-) -> FinalizeOperator:
-    """The tail of a release: aggregate, rollbacks in the reverse order of the deploys, finalize; wired and returned.
-
-    :param deploys: the deploy tasks, already wired among each other.
-    """
-    from airflow.sdk import TaskGroup
-
-    common: dict[str, Any] = {
-        "deploys": deploys,
-        "policy": policy,
-        "strategy": strategy,
-        "keep_on_cancel": keep_on_cancel,
-        "plan_task_id": plan_task_id,
-        "build_task_id": build_task_id,
-    }
-    aggregate = AggregateStatusOperator(
-        task_id="aggregate_status",
-        rollbacks={deploy.target: f"{group}.{deploy.target}" for deploy in deploys},
-        retries=retries,
-        retry_delay=timedelta(seconds=5),
-        **common,
-    )
-    finalize = FinalizeOperator(task_id="finalize", retries=0, **common)
-    by_task = {deploy.task_id: deploy for deploy in deploys}
-    with TaskGroup(group, tooltip="what goes back when the release does not reach its policy"):
-        rollbacks = {
-            deploy.task_id: RollbackOperator(
-                task_id=deploy.target,
-                target=deploy.target,
-                deferrable=deferrable,
-                retries=retries,
-                retry_delay=timedelta(seconds=5),
-                **common,
-            )
-            for deploy in deploys
-        }
-    for task_id, deploy in by_task.items():
-        deploy >> aggregate >> rollbacks[task_id] >> finalize
-        for upstream in deploy.upstream_task_ids & by_task.keys():
-            rollbacks[task_id] >> rollbacks[upstream]
-    aggregate >> finalize
-    return finalize

@@ -95,7 +95,7 @@ def test_run_marked_failed_in_mid_deploy_goes_back(stage: Stage) -> None:
         lambda: stage.airflow.task_instances("cancel", run_id)["finalize"]["state"] in ("failed", "success"),
         timeout=120,
     )
-    assert stage.airflow.run_state("cancel", run_id) == "failed"
+    assert stage.airflow.finish("cancel", run_id) == "failed"
     result = stage.airflow.xcom("cancel", run_id, "finalize")
     assert (result["status"], result["cancelled"]) == ("rolled_back", True), result
     assert stage.live("cancel") == everywhere("1.0.0")

@@ -1,0 +1,146 @@
+"""The rollback task of one target: thin, the steps are in `airflow_multideploy.core.rollback`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from airflow_multideploy.core.contract import Observation, Platform
+from airflow_multideploy.core.errors import PlatformError, RollbackFailed
+from airflow_multideploy.core.journal import Entry, Phase
+from airflow_multideploy.core.rollback import WayBack, blockers
+from airflow_multideploy.core.status import result_of
+from airflow_multideploy.core.verdict import Verdict
+from airflow_multideploy.core.wait import Watch, follow
+from airflow_multideploy.operators.deploy import CONSOLE, ConsoleLink
+from airflow_multideploy.operators.release import ReleaseOperator, common_config
+from airflow_multideploy.operators.state import Final, TaskClock, journal, pull_plan
+from airflow_multideploy.platforms import adapter
+from airflow_multideploy.triggers import RolloutTrigger
+
+
+class RollbackOperator(ReleaseOperator):
+    """Returns one target to its snapshot when the verdict says so, and says so only after it was seen serving.
+
+    Everything it needs is in the journal: it works without a catalog, a plan or XCom, on any worker, and continues
+    where an earlier try was interrupted. Live state that is neither ours nor the snapshot is left alone and reported.
+
+    :param target: which target.
+    :param deferrable: wait in the triggerer (default) or in the worker.
+    """
+
+    ui_color = "#fdeeea"
+    operator_extra_links = (ConsoleLink(),)
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        deferrable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.target, self.deferrable = target, deferrable
+        self._clock = TaskClock()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Go back, wait until the snapshot serves, and return the target's result document."""
+        pulled = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
+        verdict = Verdict.model_validate(pulled) if pulled else self.judge(context)
+        entry = self._entry(context, self.target)
+        if self.target not in verdict.restore or entry is None or not entry.touched:
+            raise AirflowSkipException("nothing of this run is to be undone here")
+        if entry.phase is Phase.ROLLED_BACK:
+            return result_of(entry, critical=True).dump()
+        platform = adapter(dict(entry.config), service=self.service_name, target=self.target)
+        self._blocked(context, verdict, entry)
+        context["ti"].xcom_push(CONSOLE, platform.console_url(entry.handle))
+        return self._go_back(context, platform, entry)
+
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Journal what the triggerer saw; go back once more when somebody wrote after us and there is time."""
+        entry = self._entry(context, self.target)
+        if entry is None or entry.phase is not Phase.ROLLING_BACK:
+            raise Final(
+                f"{self.service_name}/{self.target}: the journal is {entry and entry.phase}; somebody took over"
+            )
+        platform = adapter(dict(entry.config), service=self.service_name, target=self.target)
+        return self._end(
+            context, platform, self._way(context, platform).conclude(entry, Observation.model_validate(event))
+        )
+
+    def on_kill(self) -> None:
+        """Stop waiting; the next try continues from the journal."""
+        self._clock.stop()
+
+    def _way(self, context: Context, platform: Platform[Any]) -> WayBack:
+        return WayBack(platform, journal(context, self.service_name, self.target), self._clock)
+
+    def _go_back(self, context: Context, platform: Platform[Any], entry: Entry) -> dict[str, Any]:
+        try:
+            entry = self._way(context, platform).begin(entry)
+        except RollbackFailed as error:
+            cause = error.__cause__
+            if isinstance(cause, PlatformError) and not cause.retryable:
+                raise Final(str(error)) from error
+            raise
+        self._clock.check()
+        back = entry.back
+        if back is None:
+            return self._end(context, platform, entry)
+        deadline = entry.rollback_deadline or 0.0
+        if self.deferrable:
+            self._defer(entry, deadline)
+        watch = Watch(deadline=deadline, interval=platform.config.poll_interval)
+        seen = follow(lambda: platform.observe(back), watch=watch, clock=self._clock)
+        return self._end(context, platform, self._way(context, platform).conclude(entry, seen))
+
+    def _defer(self, entry: Entry, deadline: float) -> NoReturn:
+        if entry.back is None:
+            raise AssertionError("a way back that is waited for has a handle")
+        self.defer(
+            trigger=RolloutTrigger(
+                service=self.service_name,
+                target=self.target,
+                config=dict(entry.config),
+                handle=entry.back.dump(),
+                deadline=deadline,
+            ),
+            method_name="resume",
+            timeout=timedelta(seconds=max(deadline - self._clock.time(), 0.0) + 120),
+        )
+        raise AssertionError("unreachable: defer raises")
+
+    def _end(self, context: Context, platform: Platform[Any], entry: Entry) -> dict[str, Any]:
+        if entry.phase is Phase.ROLLING_BACK:
+            self.log.warning("%s: somebody wrote after us; going back again", platform.name)
+            return self._go_back(context, platform, entry)
+        if entry.phase is Phase.ROLLED_BACK:
+            self.log.info("%s: verified back on %s", platform.name, entry.snapshot and entry.snapshot.revision)
+            return result_of(entry, critical=True).dump()
+        raise Final(f"{platform.name}: {entry.phase}: {entry.reason}") from RollbackFailed(entry.reason)
+
+    def _blocked(self, context: Context, verdict: Verdict, entry: Entry) -> None:
+        """No dependency goes back before its dependents."""
+        if self.plan_task_id is not None and (plan := pull_plan(context, self.plan_task_id)) is not None:
+            configs = {target: common_config(plan.config(target)) for target in self.tasks}
+        else:
+            configs = self._configs(context)
+        waiting = []
+        for other in sorted(blockers(self.target, configs, frozenset(verdict.restore))):
+            theirs = self._entry(context, other)
+            gone = theirs is not None and (
+                theirs.phase is Phase.ROLLED_BACK
+                or (theirs.phase is Phase.UNKNOWN and theirs.rollback_ended_at is not None)
+            )
+            if not gone:
+                waiting.append(other)
+        if waiting:
+            reason = f"not sent back: {', '.join(waiting)} depends on it and is not back; clear that rollback first"
+            journal(context, self.service_name, self.target).write(
+                entry.to(Phase.ROLLBACK_FAILED, settled=False, deployed=entry.deployed or Phase.FAILED, reason=reason)
+            )
+            raise Final(f"{self.service_name}/{self.target}: {reason}")

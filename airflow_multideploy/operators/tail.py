@@ -1,0 +1,67 @@
+"""Wiring: what follows the deploys of a release."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import TaskGroup
+
+from airflow_multideploy.core.models import Policy, Strategy
+from airflow_multideploy.operators.deploy import DeployOperator
+from airflow_multideploy.operators.release import AggregateStatusOperator, FinalizeOperator
+from airflow_multideploy.operators.rollback import RollbackOperator
+
+
+def finish(
+    deploys: Sequence[DeployOperator],
+    *,
+    policy: Policy | dict[str, int] = "all",
+    strategy: Strategy = "all",
+    keep_on_cancel: bool = False,
+    plan_task_id: str | None = None,
+    build_task_id: str | None = None,
+    group: str = "rollback",
+    deferrable: bool = True,
+    retries: int = 2,
+) -> FinalizeOperator:
+    """The tail of a release: aggregate, rollbacks in the reverse order of the deploys, finalize; wired and returned.
+
+    :param deploys: the deploy tasks, already wired among each other.
+    """
+    common: dict[str, Any] = {
+        "deploys": deploys,
+        "policy": policy,
+        "strategy": strategy,
+        "keep_on_cancel": keep_on_cancel,
+        "plan_task_id": plan_task_id,
+        "build_task_id": build_task_id,
+    }
+    aggregate = AggregateStatusOperator(
+        task_id="aggregate_status",
+        rollbacks={deploy.target: f"{group}.{deploy.target}" for deploy in deploys},
+        retries=retries,
+        retry_delay=timedelta(seconds=5),
+        **common,
+    )
+    finalize = FinalizeOperator(task_id="finalize", retries=0, **common)
+    by_task = {deploy.task_id: deploy for deploy in deploys}
+    with TaskGroup(group, tooltip="what goes back when the release does not reach its policy"):
+        rollbacks = {
+            deploy.task_id: RollbackOperator(
+                task_id=deploy.target,
+                target=deploy.target,
+                deferrable=deferrable,
+                retries=retries,
+                retry_delay=timedelta(seconds=5),
+                **common,
+            )
+            for deploy in deploys
+        }
+    for task_id, deploy in by_task.items():
+        deploy >> aggregate >> rollbacks[task_id] >> finalize
+        for upstream in deploy.upstream_task_ids & by_task.keys():
+            rollbacks[task_id] >> rollbacks[upstream]
+    aggregate >> finalize
+    return finalize
