@@ -17,10 +17,10 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 test: setup  ## all tests that need no root service
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 3 --dist loadgroup
 
 test-quick: setup  ## without the real scheduler
-	$(BIN)/python -m pytest tests -m "not system"
+	$(BIN)/python -m pytest tests -n 2 -m "not system"
 
 test-compose: setup  ## docker-compose.yaml for real, where a Docker Engine can run
 	$(BIN)/python -m tests.system.compose
