@@ -106,6 +106,8 @@ class DeployOperator(BaseOperator):
         self.target = target or self.task_id
         self.deferrable = deferrable
         self.plan_task_id, self.build_task_id = plan_task_id, build_task_id
+        if plan_task_id is not None:
+            self.template_fields = ()  # all comes from the plan; each field costs the DAG processor a config look-up
         if custom_name:
             self.custom_operator_name = custom_name
         self.edges = tuple(depends_on)
