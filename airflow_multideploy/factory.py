@@ -167,7 +167,7 @@ def _params(service: Service) -> dict[str, Param]:
     if service.version is not None:
         version["default"] = service.version
     return {
-        "version": Param(description="image tag to release", **version),
+        "version": Param(description="image tag to release: letters, digits, _ . and -, at most 128", **version),
         "targets": Param(
             default=names,
             type="array",
@@ -179,7 +179,11 @@ def _params(service: Service) -> dict[str, Param]:
             description="where to release",
         ),
         "reason": Param(
-            default="", type="string", maxLength=500, title="Reason", description="why; kept with the release"
+            default=None,
+            type=["null", "string"],
+            maxLength=500,
+            title="Reason",
+            description="why; kept with the release",
         ),
         "dry_run": Param(default=False, type="boolean", title="Dry run", description="plan only, write nothing"),
         "force": Param(
@@ -233,6 +237,7 @@ def error_dag(name: str, error: Exception) -> DAG:
     problems = error.problems if isinstance(error, SpecError) else (f"{type(error).__name__}: {error}",)
     with DAG(
         dag_id=dag_id,
+        dag_display_name=f"{dag_id} (broken)",
         description=f"BROKEN: {problems[0]}"[:500],
         schedule=None,
         start_date=START,
