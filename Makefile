@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/.ready
 
-.PHONY: setup test lint types demo demo-ui bench build requirements test-quick test-compose clean
+.PHONY: setup test lint types demo demo-ui bench build requirements test-quick coverage test-compose clean
 
 setup: $(READY)
 
@@ -28,6 +28,9 @@ test-compose: setup  ## docker-compose.yaml for real, where a Docker Engine can 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+coverage: setup  ## core: at least 95 % of branches
+	$(BIN)/python -m pytest tests/core -q --cov=airflow_multideploy.core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 types: setup
 	$(BIN)/mypy

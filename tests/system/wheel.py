@@ -45,7 +45,7 @@ def main(folder: str) -> None:
         uv = str(Path(sys.executable).parent / "uv")
         run(sys.executable, "-m", "venv", str(Path(home) / "venv"), env=env)
         # The pinned versions, without the development and cloud packages: what a base install would get.
-        pins = re.findall(r"^([a-z0-9][a-z0-9._-]*==[^ ;\\]+)", (ROOT / "requirements.txt").read_text(), flags=re.M)
+        pins = re.findall(r"^([a-z0-9][a-z0-9._-]*==[^\\]+?) *\\", (ROOT / "requirements.txt").read_text(), flags=re.M)
         constraints = Path(home) / "constraints.txt"
         constraints.write_text("\n".join(pins))
         run(uv, "pip", "install", "--quiet", "--python", python, "-c", str(constraints), str(wheel), env=env)
