@@ -57,17 +57,14 @@ class ImageBuilder:
     """Builds one image and pushes it; usable once.
 
     :param build: what to build, and how.
-    :param target: the registry it goes to, with credentials.
-    :param image: repository without tag, as the catalog writes it.
+    :param target: the repository it goes to, with credentials.
     :param version: the tag.
     :param log: gets every line of the builder's output, without secrets.
     :raises SpecError: version, build arguments or paths are not what they have to be; nothing was run.
     """
 
-    def __init__(
-        self, build: Build, target: registry.Registry, *, image: str, version: str, log: Callable[[str], None]
-    ) -> None:
-        self.reference = f"{image}:{registry.check_version(version)}"
+    def __init__(self, build: Build, target: registry.Registry, *, version: str, log: Callable[[str], None]) -> None:
+        self.reference = f"{target.repository.name}:{registry.check_version(version)}"
         problems = [f"build.args.{name}: not a name" for name in build.args if not _ARGUMENT_NAME.fullmatch(name)]
         problems += [
             f"build.args.{path}: looks like a secret, and build arguments stay in the image; use the builder's secrets"

@@ -32,9 +32,6 @@ MANIFEST_TYPES = (
 TIMEOUT = 30.0
 """Seconds that one call may take."""
 
-_DEFAULT_HOST = "docker.io"
-_DEFAULT_API = "registry-1.docker.io"
-_ALIASES = frozenset({_DEFAULT_HOST, _DEFAULT_API, "index.docker.io"})
 _MANIFEST_LIMIT = 4 * 1024 * 1024  # the size up to which the specification wants manifests to be accepted
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
@@ -62,7 +59,7 @@ class Credentials(Protocol):
 class Repository:
     """Where an image lives.
 
-    :param host: registry, with its port when it has one; ``docker.io`` when the image names none.
+    :param host: registry, with its port when it has one.
     :param path: repository within the registry.
     """
 
@@ -70,9 +67,9 @@ class Repository:
     path: str
 
     @property
-    def hub(self) -> bool:
-        """Whether it is the registry that images without a host mean."""
-        return self.host in _ALIASES
+    def name(self) -> str:
+        """The image with its host: what it is pushed and deployed as."""
+        return f"{self.host}/{self.path}"
 
     @property
     def loopback(self) -> bool:
@@ -107,34 +104,42 @@ class Registry:
         """The document that docker, buildah and podman read credentials from, or None without credentials."""
         if not self.known:
             return None
-        hosts = (_DEFAULT_HOST, "https://index.docker.io/v1/") if self.repository.hub else (self.repository.host,)
-        return {"auths": {host: {"auth": self.basic()} for host in hosts}}
+        return {"auths": {self.repository.host: {"auth": self.basic()}}}
 
     def basic(self) -> str:
         """Login and password as HTTP's Basic scheme sends them."""
         return base64.b64encode(f"{self.login}:{self.password}".encode()).decode()
 
 
-def parse_image(image: str) -> Repository:
-    """The registry and repository that an image name without tag means, by Docker's rules.
+def parse_image(image: str, host: str = "") -> Repository:
+    """The registry and repository that an image name without tag means.
 
-    The first part is a host when it has a dot or a colon or is ``localhost``; an image without a host lives on
-    ``docker.io``, and one without a folder there under ``library/``.
+    The first part is a host when it has a dot or a colon or is ``localhost``, as for docker.
 
-    :raises SpecError: it is no image name, or holds a tag or a digest.
+    :param host: registry of an image that names none.
+    :raises SpecError: it is no image name, holds a tag or a digest, or nothing names its registry.
     """
     first, slash, rest = image.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
-        host, path = first, rest
-    else:
-        host, path = _DEFAULT_HOST, image
-    if host in _ALIASES and "/" not in path:
-        path = f"library/{path}"
+    own = bool(slash) and _is_host(first)
+    path = rest if own else image
     if "@" in path or ":" in path:
         raise SpecError(f"image {image!r}: holds a tag or digest; give the repository alone, the version is the tag")
-    if not _HOST.fullmatch(host) or not _REPOSITORY.fullmatch(path):
+    if not _REPOSITORY.fullmatch(path) or (own and not _HOST.fullmatch(first)):
         raise SpecError(f"image {image!r}: not an image name; expected host/folder/name in lower case")
-    return Repository(_DEFAULT_HOST if host in _ALIASES else host, path)
+    if own:
+        return Repository(first, path)
+    if not host:
+        raise SpecError(
+            f"image {image!r} names no registry; write registry.example.com/{image}, or name the host in the Connection"
+        )
+    # Another program would take a plain word in front of the path for a folder, and push somewhere else.
+    if not _is_host(host) or not _HOST.fullmatch(host):
+        raise SpecError(f"image {image!r}: {host!r} is no registry's host; it needs a dot or a port (host:443)")
+    return Repository(host, path)
+
+
+def _is_host(part: str) -> bool:
+    return "." in part or ":" in part or part == "localhost"
 
 
 def check_version(version: str) -> str:
@@ -150,29 +155,32 @@ def check_version(version: str) -> str:
 def connect(image: str, conn: Credentials | None = None) -> Registry:
     """How to speak to an image's registry, with a Connection's credentials.
 
+    An image without a host lives in the registry that the Connection's host names.
+
     https, unless the Connection says ``http`` (schema, or in front of its host) or the registry is on this machine
     and the Connection does not say ``https``.
 
     :param conn: host (``registry.example.com``, optional port), login, password; None: anonymous.
-    :raises SpecError: the Connection belongs to another registry, or its credentials would go over plain http.
+    :raises SpecError: neither image nor Connection names a registry, the Connection belongs to another one, or its
+        credentials would go over plain http.
     """
-    repository = parse_image(image)
-    scheme, login, password = "", "", ""
+    scheme, host, login, password = "", "", "", ""
     if conn is not None:
         written = conn.host or ""
         scheme = urlsplit(written).scheme if "://" in written else conn.schema if conn.schema else ""
         host = written.split("://", 1)[-1].split("/", 1)[0]
         if host and conn.port and ":" not in host:
             host = f"{host}:{conn.port}"
-        if host and host.lower() != repository.host.lower() and not (repository.hub and host in _ALIASES):
-            raise SpecError(
-                f"connection {conn.conn_id!r} is for the registry {host}, but the image {image!r} lives on "
-                f"{repository.host}; its credentials were not sent"
-            )
         login, password = conn.login or "", conn.password or ""
+    repository = parse_image(image, host)
+    if conn is not None and host and host.lower() != repository.host.lower():
+        raise SpecError(
+            f"connection {conn.conn_id!r} is for the registry {host}, but the image {image!r} lives on "
+            f"{repository.host}; its credentials were not sent"
+        )
     if scheme not in ("http", "https"):
         scheme = "http" if repository.loopback else "https"
-    url = f"{scheme}://{_DEFAULT_API if repository.hub else repository.host}"
+    url = f"{scheme}://{repository.host}"
     if login or password:
         refuse_plain_http(url, target=f"registry {repository.host}")
     return Registry(repository, url, login, password)
@@ -197,7 +205,7 @@ def resolve(image: str, version: str, conn: Credentials | None = None) -> str:
     """
     digest = find(image, version, conn)
     if digest is None:
-        host = parse_image(image).host
+        host = connect(image, conn).repository.host
         raise RegistryError(
             f"has no {image}:{version}; push it first, or give the service a 'build'", target=f"registry {host}"
         )
@@ -218,7 +226,7 @@ class _Session:
     def digest(self, tag: str) -> str | None:
         path = f"/v2/{self.registry.repository.path}/manifests/{tag}"
         with self._client() as client:
-            # HEAD first: the largest public registry counts a GET as a pull, and limits pulls.
+            # HEAD first: a registry may count a GET as a pull, and limit pulls.
             response = self._ask(client, "HEAD", path)
             if response.status_code == 404:
                 return None

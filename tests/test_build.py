@@ -98,7 +98,7 @@ def builder(
         registry.parse_image(image), "http://127.0.0.1:1", *(("robot", PASSWORD) if known else ())
     )
     lines = [] if log is None else log
-    return ImageBuilder(Build(context=str(context), **build), target, image=image, version=version, log=lines.append)
+    return ImageBuilder(Build(context=str(context), **build), target, version=version, log=lines.append)
 
 
 def gone(pid: int) -> bool:
@@ -149,6 +149,25 @@ def test_builds_pushes_and_skips_the_second_time(
     assert PASSWORD not in printed.out + printed.err
     assert AUTH not in printed.out + printed.err
     assert registry.resolve(image, "1.0", Conn(real_registry)) == first["digest"]
+
+
+@needs("docker-registry")
+def test_an_image_without_host_is_built_tagged_and_pinned_with_the_connections(
+    real_registry: str, connection: str, programs: Path, context_folder: Path
+) -> None:
+    program(programs, "docker", f'printf "%s\\n" "$@" >> {programs}/argv\n{PRINT_DIGEST}')
+    result = BuildImageOperator(
+        task_id="build",
+        image="team/hostless",
+        version="1.0",
+        build={"context": str(context_folder), "builder": "docker"},
+        registry_conn_id=connection,
+    ).execute({})
+    assert result["built"]
+    assert result["image"] == f"{real_registry}/team/hostless@sha256:{'a' * 64}"
+    argv = (programs / "argv").read_text().splitlines()
+    assert argv[argv.index("--tag") + 1] == f"{real_registry}/team/hostless:1.0"
+    assert argv[-2:] == ["push", f"{real_registry}/team/hostless:1.0"]
 
 
 @needs("docker-registry", "buildah")

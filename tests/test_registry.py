@@ -105,10 +105,8 @@ def manifest(request: Request) -> Answer:
 @pytest.mark.parametrize(
     ("image", "host", "path"),
     [
-        ("shop", "docker.io", "library/shop"),
-        ("team/shop", "docker.io", "team/shop"),
-        ("docker.io/shop", "docker.io", "library/shop"),
-        ("index.docker.io/team/shop", "docker.io", "team/shop"),
+        ("shop", "default.example:5000", "shop"),
+        ("team/shop", "default.example:5000", "team/shop"),
         ("localhost/shop", "localhost", "shop"),
         ("localhost:5000/team/shop", "localhost:5000", "team/shop"),
         ("registry.example.com/shop", "registry.example.com", "shop"),
@@ -116,8 +114,40 @@ def manifest(request: Request) -> Answer:
         ("[::1]:5000/shop", "[::1]:5000", "shop"),
     ],
 )
-def test_image_names_follow_dockers_rules(image: str, host: str, path: str) -> None:
-    assert registry.parse_image(image) == registry.Repository(host, path)
+def test_the_image_names_its_registry_or_lives_in_the_given_one(image: str, host: str, path: str) -> None:
+    found = registry.parse_image(image, "default.example:5000")
+    assert found == registry.Repository(host, path)
+    assert registry.parse_image(found.name) == found
+
+
+@pytest.mark.parametrize("conn", [None, Conn(), Conn(host="", login="robot", password=PASSWORD), Conn(port=5000)])
+@pytest.mark.parametrize("image", ["shop", "team/shop"])
+def test_an_image_that_nothing_names_a_registry_for_is_refused(image: str, conn: Conn | None) -> None:
+    with pytest.raises(SpecError) as caught:
+        registry.connect(image, conn)
+    assert str(caught.value) == (
+        f"image {image!r} names no registry; write registry.example.com/{image}, or name the host in the Connection"
+    )
+
+
+def test_a_connections_host_that_reads_like_a_folder_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"'registry' is no registry's host; it needs a dot or a port"):
+        registry.connect("team/shop", Conn(host="registry"))
+    assert registry.connect("team/shop", Conn(host="registry", port=5000)).repository.name == "registry:5000/team/shop"
+
+
+def test_credentials_are_filed_under_the_registrys_host() -> None:
+    target = registry.connect("shop", Conn(host="registry.example.com", login="robot", password=PASSWORD))
+    assert target.auth_document() == {"auths": {"registry.example.com": {"auth": BASIC.removeprefix("Basic ")}}}
+
+
+def test_an_image_without_host_is_asked_for_in_the_connections_registry(fake: Registry) -> None:
+    conn = Conn(host=fake.url)
+    with pytest.raises(registry.RegistryError, match=f"127.0.0.1:{fake.port}: has no shop:1.0"):
+        registry.resolve("shop", "1.0", conn)
+    fake.answer = manifest
+    assert registry.resolve("shop", "1.0", conn) == DIGEST
+    assert {r.path for r in fake.seen} == {"/v2/shop/manifests/1.0"}
 
 
 @pytest.mark.parametrize(
@@ -137,17 +167,17 @@ def test_image_names_follow_dockers_rules(image: str, host: str, path: str) -> N
     ],
 )
 def test_what_is_no_image_name_is_refused(image: str) -> None:
-    with pytest.raises(SpecError):
-        registry.parse_image(image)
+    with pytest.raises(SpecError, match=r"not an image name|holds a tag or digest"):
+        registry.parse_image(image, "registry.example.com")
 
 
 @given(st.text(max_size=60))
 def test_any_text_is_an_image_name_or_refused(text: str) -> None:
     try:
-        found = registry.parse_image(text)
+        found = registry.parse_image(text, "registry.example.com")
     except SpecError:
         return
-    assert registry.parse_image(f"{found.host}/{found.path}") == found
+    assert registry.parse_image(found.name) == found
 
 
 @pytest.mark.parametrize("version", ["1.0; rm -rf /", "", "-1", "../1", "1\n", "a" * 129, "$(id)", "1/2"])
@@ -284,8 +314,8 @@ def test_credentials_of_one_registry_are_not_sent_to_another(fake: Registry) -> 
     ("image", "conn", "url"),
     [
         ("registry.example.com/shop", None, "https://registry.example.com"),
-        ("shop", None, "https://registry-1.docker.io"),
-        ("shop", Conn(host="index.docker.io", login="a", password="b"), "https://registry-1.docker.io"),
+        ("shop", Conn(host="registry.example.com", login="a", password="b"), "https://registry.example.com"),
+        ("team/shop", Conn(host="localhost", port=5000), "http://localhost:5000"),
         ("localhost:5000/shop", None, "http://localhost:5000"),
         ("localhost:5000/shop", Conn(schema="https"), "https://localhost:5000"),
         (

@@ -31,7 +31,7 @@ class ImageRequest(BaseModel):
 class ImageResult(BaseModel):
     """What the build step hands on.
 
-    :param image: ``repository@sha256:…``, or ``repository:version`` when no registry could be asked.
+    :param image: ``host/path@sha256:…``, or ``host/path:version`` when no registry could be asked.
     :param digest: ``sha256:…``, or None when no registry could be asked.
     :param built: whether the image was built and pushed by this task.
     :param skipped_reason: why not.
@@ -86,10 +86,10 @@ def make_image(request: ImageRequest, builder: ImageBuilder | None, conn: Connec
 class BuildImageOperator(BaseOperator):
     """Builds an image on the worker and pushes it, unless its tag is already in the registry.
 
-    Pushes ``{"image": "repository@sha256:…", "digest": …, "built": …, "skipped_reason": …}`` as its return value.
+    Pushes ``{"image": "host/path@sha256:…", "digest": …, "built": …, "skipped_reason": …}`` as its return value.
     Idempotent: a retry after a lost answer finds the pushed tag. A pushed image is never removed.
 
-    :param image: repository without tag.
+    :param image: repository without tag; without a host it lives in the registry that the Connection's host names.
     :param version: the tag.
     :param build: fields of `airflow_multideploy.core.models.Build`; None: only resolve the tag.
     :param registry_conn_id: Connection with host, login and password of the registry; None: anonymous.
@@ -127,15 +127,14 @@ class BuildImageOperator(BaseOperator):
         conn = Connection.get(request.registry_conn_id) if request.registry_conn_id else None
         target = registry.connect(request.image, conn)
         registry.check_version(request.version)
+        request = request.model_copy(update={"image": target.repository.name})
         if target.known:
             from airflow.sdk.log import mask_secret
 
             mask_secret(target.password)
             mask_secret(target.basic())
         if request.build is not None:
-            self._builder = ImageBuilder(
-                request.build, target, image=request.image, version=request.version, log=self.log.info
-            )
+            self._builder = ImageBuilder(request.build, target, version=request.version, log=self.log.info)
         result = make_image(request, self._builder, conn)
         self.log.info("%s: %s", result.image, result.skipped_reason or "built and pushed")
         return result.model_dump(mode="json")

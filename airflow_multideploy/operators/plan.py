@@ -64,10 +64,10 @@ class PlanOperator(BaseOperator):
 
     def _pin(self, plan: Plan, service: Service) -> Plan:
         """The plan with the tag resolved to its digest, so that every platform gets the same bits."""
-        from airflow_multideploy.registry import resolve
+        from airflow_multideploy.registry import connect, resolve
 
         connection = BaseHook.get_connection(str(service.artifact.registry_conn_id))
-        image = service.artifact.image
+        image = connect(service.artifact.image, connection).repository.name
         digest = resolve(image, plan.release.version, connection)
         release = plan.release.model_copy(update={"image": f"{image}@{digest}", "digest": digest})
         return plan.model_copy(update={"release": release})
