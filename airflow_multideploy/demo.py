@@ -109,7 +109,7 @@ def main(*, ui: bool = False, folder: Path | None = None, seconds: float = 6.0) 
         (dags / "multideploy_services.py").write_text(DAG_FILE)
         sandbox = stack.enter_context(Sandbox(seconds=seconds, folder=home / "sandbox"))
         for kind in TARGETS.values():
-            sandbox.stand_ins[kind].seed(SERVICE, f"{IMAGE}:0.9.0")
+            sandbox.seed(kind, SERVICE, f"{IMAGE}:0.9.0")
         airflow = LocalAirflow(
             home / "airflow",
             dags,

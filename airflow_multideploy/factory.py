@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from airflow.sdk import DAG, BaseOperator, Context, Param, TaskGroup, get_parsing_context
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
@@ -79,18 +81,33 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], Any]:
     :raises SpecError: no YAML or JSON mapping.
     :raises OSError: the file cannot be read.
     """
-    import yaml
-
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_loader())  # noqa: S506 - a safe one
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = str(getattr(error, "problem_mark", "")).strip()
-        raise SpecError(f"{path}: is no YAML or JSON{': ' + place if place else ''}; mend it") from None
+        # The mark's own text would show a piece of the file, and with it perhaps a secret.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        why = f": {place}{problem}" if problem else ""
+        raise SpecError(f"{path}: is no YAML or JSON that can be read{why}; mend it") from None
     if not isinstance(document, Mapping):
         raise SpecError(f"{path}: expected a mapping of service name to service, got {type(document).__name__}")
     if set(document) <= {"services", "defaults"} and isinstance(document.get("services"), Mapping):
         return dict(document["services"]), document.get("defaults")
     return dict(document), None
+
+
+@cache
+def _loader() -> type[yaml.SafeLoader]:
+    """YAML's safe loader, which also refuses a key that is given twice: the first would be lost without a word."""
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            for twice in {key for key in keys if keys.count(key) > 1}:
+                raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+            return super().construct_mapping(node, deep=deep)
+
+    return Loader
 
 
 def _dag(name: str, entry: Any, defaults: Any) -> DAG:

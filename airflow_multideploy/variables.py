@@ -53,9 +53,19 @@ def read_json(key: str) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except ValueError as error:
         raise SpecError(f"Variable {key}: is no JSON ({error}); mend it") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that is given twice is refused, because the first would be lost without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"key {twice!r} is given twice")
+    return found
 
 
 def read_catalog() -> tuple[dict[str, Any], Any]:

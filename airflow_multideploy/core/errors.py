@@ -41,9 +41,12 @@ class PlatformError(MultideployError):
     :param retryable: True when the same call may succeed later (throttling, 5xx, a lost connection);
         False when it cannot heal by itself (authentication, validation, not found).
     :param retry_after: seconds the platform asked to wait, when it did.
+
+    ``no_effect`` is set by a platform that refused a write at its door, so that it certainly changed nothing.
     """
 
     def __init__(self, message: str, *, target: str, retryable: bool = False, retry_after: float | None = None) -> None:
+        self.no_effect = False
         self.target = target
         self.retryable = retryable
         self.retry_after = retry_after

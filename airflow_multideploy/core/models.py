@@ -20,7 +20,7 @@ _SECRET_KEY = re.compile(
 _SECRET_VALUE = re.compile(
     r"(AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|gh[pousr]_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}"
     r"|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.|AIza[0-9A-Za-z_-]{35}|(?:bearer|basic)\s+[A-Za-z0-9+/._=-]{12,}"
-    r"|://[^/\s:@]+:[^/\s@]+@)",
+    r"|://[^/\s:@]+:[^/\s@]+@|[?&](?:token|key|secret|password|sig|api_key|access_token)=[^$&\s])",
     re.I,
 )
 

@@ -97,7 +97,8 @@ class WayBack:
         now = self.clock.time()
         if seen.state is State.HEALTHY:
             previous = entry.snapshot.image if entry.snapshot else None
-            if entry.handle is not None or (entry.back is not None and entry.back.changed):
+            wrote = entry.handle is not None or (entry.back is not None and entry.back.changed)
+            if wrote and entry.deployed not in GOOD:
                 self.journal.remember_bad(entry.release.image, entry.reason or f"rolled back in run {entry.run_id}")
             known = entry.previous is not None and previous in (None, entry.previous.image)
             if known and entry.snapshot is not None and entry.snapshot.exists:

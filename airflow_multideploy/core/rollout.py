@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_multideploy.core.contract import Observation, Platform, Release, State
+from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, State
 from airflow_multideploy.core.errors import InDoubt, KnownBad, PlatformError, RolloutFailed
 from airflow_multideploy.core.journal import Entry, Journal, Phase
 from airflow_multideploy.core.wait import Clock, persist
@@ -58,7 +58,7 @@ class Rollout:
         if entry.phase not in CONTINUABLE:
             return entry
         deadline = entry.deadline or self.clock.time() + self.platform.config.timeout
-        before = entry.touched
+        before, calls = entry.touched, 0
         entry = entry.to(entry.phase, started_at=entry.started_at or self.clock.time(), deadline=deadline)
         if entry.phase is Phase.VERIFYING:
             return entry
@@ -70,10 +70,18 @@ class Rollout:
             snapshot = entry.snapshot
             if snapshot is None:  # pragma: no cover - set just above; tells the type checker
                 raise AssertionError("no snapshot")
+
+            def deploy() -> Handle:
+                nonlocal calls
+                calls += 1
+                return self.platform.deploy(entry.release, snapshot)
+
             self._still_mine(entry, opened)
             entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True, settled=False))
-            handle = persist(lambda: self.platform.deploy(entry.release, snapshot), clock=self.clock, until=deadline)
+            handle = persist(deploy, clock=self.clock, until=deadline)
         except PlatformError as error:
+            if error.no_effect and calls == 1 and entry.attempt == 1:
+                entry = entry.to(entry.phase, touched=before)
             self._refused(entry, error, opened)
             raise
         self._still_mine(entry, entry)

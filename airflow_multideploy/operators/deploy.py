@@ -101,6 +101,8 @@ class DeployOperator(BaseOperator):
         }
         given = {"platform": self.kind, **(config or {}), **common} if self.kind else {**(config or {}), **common}
         self.config = {key: value for key, value in given.items() if value is not None}
+        if self.config and "{{" not in str(self.config):
+            adapter(self.config, service=service_name or self.dag_id, target=target or self.task_id)
         self.version, self.image, self.reason, self.force = version, image, reason, force
         self.service_name = service_name or self.dag_id
         self.target = target or self.task_id
@@ -127,7 +129,9 @@ class DeployOperator(BaseOperator):
             context["ti"].xcom_push(CONSOLE, platform.console_url())
             entry = rollout.begin(release)
         except (SpecError, UnknownPlatform, InDoubt, KnownBad, RolloutFailed) as error:
-            self._push(context, TargetResult(target=self.target, deployed=Phase.FAILED, reason=str(error)))
+            self._push(
+                context, TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED, reason=str(error))
+            )
             raise Final(str(error)) from error
         except PlatformError as error:
             self._push(context, self._result(context))
@@ -211,8 +215,10 @@ class DeployOperator(BaseOperator):
         plan = pull_plan(context, self.plan_task_id)
         if plan is None:
             raise AirflowSkipException("the plan was refused; nothing is deployed")
-        if plan.dry_run or self.target not in plan.selected:
-            self._skip(context, "dry run" if plan.dry_run else "")
+        if self.target not in plan.selected:
+            self._skip(context, "")
+        if plan.dry_run:
+            self._skip(context, "dry run")
         self._check_edges(context, set(plan.selected))
         release = plan.release
         if self.build_task_id is not None:
@@ -259,7 +265,7 @@ class DeployOperator(BaseOperator):
     def _result(self, context: Context) -> TargetResult:
         entry = journal(context, self.service_name, self.target).read()
         if entry is None or entry.run_id != context["run_id"]:
-            return TargetResult(target=self.target, deployed=Phase.FAILED)
+            return TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED)
         return result_of(entry, critical=True)
 
     def _push(self, context: Context, result: TargetResult) -> None:

@@ -57,7 +57,7 @@ class PlanOperator(BaseOperator):
         plan = make_plan(self.service_name, service, conf, dag_id=self.dag_id, run_id=context["run_id"])
         if service.artifact.registry_conn_id is not None and service.build is None:
             plan = self._pin(plan, service)
-        refusals = [] if plan.dry_run else self._refusals(context, plan)
+        refusals = self._refusals(context, plan)
         if refusals:
             raise SpecError(refusals, service=self.service_name)
         return plan

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import DownstreamTasksSkipped
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_multideploy import variables
 from airflow_multideploy.core.errors import ReleaseFailed
@@ -73,7 +73,8 @@ class ReleaseOperator(BaseOperator):
         results = {target: self._result(context, target) for target in self.tasks}
         if plan is None:
             rules, configs = self.rules, self._configs(context)
-            version = next((r.version for r in results.values() if r.version), "")
+            asked = str((context["dag_run"].conf or {}).get("version") or "")
+            version = next((r.version for r in results.values() if r.version), asked)
         else:
             settings: Any = plan.service
             rules = Rules(
@@ -218,6 +219,9 @@ class FinalizeOperator(ReleaseOperator):
             self.log.error(message)
             raise Final(message) from ReleaseFailed(message)
         self.log.log(30 if verdict.status is Status.DEGRADED else 20, message)
+        if verdict.dry_run:
+            # A task that succeeds tells all who wait for the service's asset; nothing was released.
+            raise AirflowSkipException("dry run: nothing was written")
         context["outlet_events"][service_asset(self.service_name)].extra = {
             "status": str(verdict.status),
             "version": verdict.version,

@@ -8,6 +8,9 @@ from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import ValidationError
+
+from airflow_multideploy.core.catalog import lines
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MissingExtra, SpecError, UnknownPlatform
 from airflow_multideploy.core.models import TargetConfig
@@ -54,8 +57,8 @@ def adapter(config: TargetConfig | dict[str, Any], *, service: str, target: str)
         cls = platform_type(str(config.get("platform")))
         try:
             config = cls.config_type.model_validate(config)
-        except ValueError as error:
-            raise SpecError(f"targets.{target}: {error}", service=service) from None
+        except ValidationError as error:
+            raise SpecError(lines(error, cls.config_type, prefix=f"targets.{target}"), service=service) from None
     else:
         cls = platform_type(config.platform)
     return cls(config, service=service, target=target)

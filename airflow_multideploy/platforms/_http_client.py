@@ -215,7 +215,9 @@ class Client:
             said += f"; check login, password and rights of connection {self.conn_id!r}"
         asked = answer.retry_after
         retryable = status in (408, 425, 429) or status >= 500 or (status in (409, 423) and asked is not None)
-        return self.fail(what + said, retryable=retryable, retry_after=asked)
+        error = self.fail(what + said, retryable=retryable, retry_after=asked)
+        error.no_effect = status in (400, 401, 403, 404, 405, 412, 415, 422)
+        return error
 
 
 def _verify(value: bool | str | None) -> bool | str | None:

@@ -57,7 +57,7 @@ class GcpCloudRunConfig(TargetConfig):
     """
 
     platform: Literal["gcp_cloud_run"]
-    project: Annotated[str, Field(pattern=r"^[a-z][a-z0-9:.-]{3,61}[a-z0-9]$")]
+    project: Annotated[str, Field(pattern=r"^[a-z]([a-z0-9:.-]{0,61}[a-z0-9])?$")]
     location: Annotated[str, Field(pattern=r"^[a-z]+(-[a-z0-9]+)+$")]
     service: Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,47}[a-z0-9])?$")]
     container: Annotated[str, Field(min_length=1)] | None = None

@@ -340,3 +340,19 @@ def test_drift_between_snapshot_and_deploy_is_refused(bench: Bench) -> None:
         bench.begin()
     assert bench.entry().deployed is Phase.FAILED
     assert bench.world.writes() == []
+
+
+def test_a_write_that_was_refused_at_the_door_touched_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a wrong password would leave the target in doubt although nothing can have changed there."""
+    refused = PlatformError("HTTP 401", target="shop/t1")
+    refused.no_effect = True
+
+    def deploy(*_: object) -> None:
+        raise refused
+
+    rollout = bench.rollout()
+    monkeypatch.setattr(rollout.platform, "deploy", deploy)
+    with pytest.raises(PlatformError):
+        rollout.begin(bench.release())
+    assert (bench.entry().phase, bench.entry().touched, bench.entry().settled) == (Phase.FAILED, False, True)
+    assert bench.deploy("2", "run2").phase is Phase.SUCCEEDED
