@@ -1,8 +1,8 @@
 """A hand-written release: build → four deploys in parallel → aggregate → rollback → finalize.
 
 The form most teams start from. Copy it, name your Connections and resources (the ones below are examples), and trigger
-it with a version. ``finish``
-adds the tail: it computes the overall status, takes back what has to go back, and makes the run's colour the truth.
+it with a version. ``finish`` adds the tail: it computes the overall status, takes back what has to go back, and makes
+the run's colour the truth.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_the_hand_written_dag_can_be_parsed() -> None:
 def test_a_key_that_is_given_twice_is_refused(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(SpecError, match=r"given twice.*line"):
+    with pytest.raises(SpecError, match=r"line \d+, column \d+: .*given twice"):
         read_file(path)
 
 
