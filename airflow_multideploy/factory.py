@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,27 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
 
 from airflow_multideploy import variables
-from airflow_multideploy.core.catalog import parse_service
+from airflow_multideploy.core.catalog import parse_service, split
 from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Service
+from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Service, redact
 from airflow_multideploy.core.plan import waves
 from airflow_multideploy.operators.build import BuildImageOperator
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.plan import PlanOperator
+from airflow_multideploy.operators.reconcile import ReconcileOperator
 from airflow_multideploy.operators.state import Final
 from airflow_multideploy.operators.tail import finish
 from airflow_multideploy.platforms import config_type
 
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+RECONCILE_DAG = "multideploy_reconcile"
 CATALOG_DAG = "multideploy_catalog"
 """Stands in the list of DAGs when the catalog as a whole cannot be read."""
 PLAN, BUILD = "plan", "build"
+_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError)
+"""What the YAML library raises about a file: the last ones about values such as ``2026-99-99`` or ``!!bool maybe``."""
+_UNFOLDED = 500_000
+"""Values that a catalog file may hold, each alias counted as what it stands for: a few lines can unfold to billions."""
 RETRY_DELAY = dt.timedelta(seconds=5)
 
 
@@ -55,10 +62,14 @@ def service_dags(catalog: str | Path | None = None) -> dict[str, DAG]:
         name = key.removeprefix(variables.FROZEN)
         if (service := variables.frozen(name)) is not None:
             dags[name] = _dag(name, service, None)
+    if (mode := _reconcile_mode()) != "off":
+        dags[RECONCILE_DAG] = _reconcile_dag(mode, entries, defaults)
     return dags
 
 
 def _only(name: str, *, planning: bool, catalog: str | Path | None) -> dict[str, DAG]:
+    if name == RECONCILE_DAG:
+        return {name: _reconcile_dag(_reconcile_mode(), *_entries(catalog))}
     if not planning and (service := variables.frozen(name)) is not None:
         return {name: _dag(name, service, None)}
     if catalog is not None:
@@ -78,12 +89,12 @@ def _entries(catalog: str | Path | None) -> tuple[dict[str, Any], Any]:
 def read_file(path: str | Path) -> tuple[dict[str, Any], Any]:
     """The entries of a catalog file and its ``defaults`` (None where it has none).
 
-    :raises SpecError: no YAML or JSON mapping.
+    :raises SpecError: no YAML or JSON mapping, or something unknown beside ``services`` and ``defaults``.
     :raises OSError: the file cannot be read.
     """
     try:
         document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_loader())  # noqa: S506 - a safe one
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         # The mark's own text would show a piece of the file, and with it perhaps a secret.
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
@@ -91,16 +102,34 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], Any]:
         raise SpecError(f"{path}: is no YAML or JSON that can be read{why}; mend it") from None
     if not isinstance(document, Mapping):
         raise SpecError(f"{path}: expected a mapping of service name to service, got {type(document).__name__}")
-    if set(document) <= {"services", "defaults"} and isinstance(document.get("services"), Mapping):
-        return dict(document["services"]), document.get("defaults")
-    return dict(document), None
+    try:
+        return split(document)
+    except SpecError as error:
+        raise SpecError([f"{path}: {problem}" for problem in error.problems]) from None
 
 
 @cache
 def _loader() -> type[yaml.SafeLoader]:
-    """YAML's safe loader, which also refuses a key that is given twice: the first would be lost without a word."""
+    """YAML's safe loader, which also refuses a key that is given twice: the first would be lost without a word.
+
+    And aliases of aliases that unfold without end.
+    """
 
     class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            node = super().compose_node(parent, index)
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            pairs = isinstance(node, yaml.MappingNode)
+            inner = (part for item in parts for part in (item if pairs else (item,)))
+            self.sizes[id(node)] = 1 + sum(self.sizes.get(id(part), 0) for part in inner)
+            if node is not None and self.sizes[id(node)] > _UNFOLDED:
+                raise yaml.composer.ComposerError(None, None, "its aliases unfold to too much", node.start_mark)
+            return node
+
+        def __init__(self, stream: Any) -> None:
+            super().__init__(stream)
+            self.sizes: dict[int, int] = {}
+
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             for twice in {key for key in keys if keys.count(key) > 1}:
@@ -160,6 +189,39 @@ def service_dag(name: str, service: Service) -> DAG:
     # Last: each task would copy the params that its DAG has by then, and Airflow validates and serialises every copy.
     dag.params = ParamsDict(_params(service))
     return dag
+
+
+def reconcile_dag(services: Mapping[str, Service], *, settle: bool) -> DAG:
+    """The DAG that looks after targets whose run is over and which nobody answered for.
+
+    :param settle: send them back to their snapshots; False only reports them.
+    """
+    with DAG(
+        dag_id=RECONCILE_DAG,
+        description=f"{'Sends back' if settle else 'Reports'} what dead runs left in doubt",
+        schedule=conf.get("multideploy", "reconcile_schedule", fallback="*/10 * * * *"),
+        start_date=START,
+        catchup=False,
+        max_active_runs=1,
+        tags=["multideploy"],
+        doc_md="Finds unsettled journals whose run is over. Fails while a target stays in doubt, and says why.",
+    ) as dag:
+        ReconcileOperator(task_id="reconcile", services=services, settle=settle, retries=0)
+    return dag
+
+
+def _reconcile_mode() -> str:
+    return str(conf.get("multideploy", "reconcile", fallback="off"))
+
+
+def _reconcile_dag(mode: str, entries: Mapping[str, Any], defaults: Any) -> DAG:
+    if mode not in ("report", "rollback"):
+        return error_dag(RECONCILE_DAG, SpecError(f"[multideploy] reconcile: is {mode!r}; set off, report or rollback"))
+    services = {}
+    for name, entry in entries.items():
+        with suppress(Exception):  # a broken service has a DAG of its own that shows its error
+            services[name] = parse_service(name, entry, defaults=defaults, config_type=config_type)
+    return reconcile_dag(services, settle=mode == "rollback")
 
 
 def _deploy(name: str, service: Service, target: str, build_id: str | None) -> DeployOperator:
@@ -250,6 +312,7 @@ def error_dag(name: str, error: Exception) -> DAG:
     """What a broken service shows instead of its DAG: the error, with every problem on a line."""
     import re
 
+    name = redact(str(name))  # a key of the catalog, which may be anything
     dag_id = name if re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", name) else CATALOG_DAG
     problems = error.problems if isinstance(error, SpecError) else (f"{type(error).__name__}: {error}",)
     with DAG(

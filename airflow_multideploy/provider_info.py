@@ -33,6 +33,7 @@ _OPERATORS = (
     "operators.build",
     "operators.deploy",
     "operators.plan",
+    "operators.reconcile",
     "operators.release",
     "operators.rollback",
     "platforms.aws_ecs",
@@ -48,7 +49,7 @@ def _modules(*names: str) -> dict[str, Any]:
 
 def _config() -> dict[str, Any]:
     return {
-        "description": "Where the service catalog is.",
+        "description": "Where the service catalog is, and who looks after what dead runs left.",
         "options": {
             "catalog_file": {
                 "description": "A YAML or JSON catalog file, the same on every machine that parses DAGs. Empty: the "
@@ -57,7 +58,22 @@ def _config() -> dict[str, Any]:
                 "type": "string",
                 "example": "/opt/airflow/catalog.yaml",
                 "default": "",
-            }
+            },
+            "reconcile": {
+                "description": "What the DAG ``multideploy_reconcile`` does about targets that a dead run left in "
+                "doubt: ``off`` (no such DAG), ``report`` or ``rollback``.\n",
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": "rollback",
+                "default": "off",
+            },
+            "reconcile_schedule": {
+                "description": "When it looks: a cron expression in UTC.\n",
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": None,
+                "default": "*/10 * * * *",
+            },
         },
     }
 

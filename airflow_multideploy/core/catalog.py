@@ -26,6 +26,9 @@ from airflow_multideploy.core.plan import waves
 ConfigType = Callable[[str], type[TargetConfig]]
 """Gives the typed config of a platform kind, or raises `UnknownPlatform`."""
 
+LAYOUT = ("services", "defaults")
+"""Keys at the top of a catalog file that has more to say than its services. No service in a file is called so."""
+
 _REMEDIES = {
     "missing": "add it",
     "string_pattern_mismatch": "write it as the pattern says",
@@ -56,6 +59,26 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         under = result.get(key)
         result[key] = merge(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def split(document: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:
+    """The entries of a catalog file, and its defaults (None where it has none).
+
+    :raises SpecError: one of the keys of `LAYOUT` stands at the top, with something else beside it or no services.
+    """
+    if document.keys().isdisjoint(LAYOUT):
+        return dict(document), None
+    problems = []
+    for key in (key for key in document if key not in LAYOUT):
+        guess = difflib.get_close_matches(str(key), LAYOUT, n=1)
+        hint = f"did you mean {guess[0]!r}?" if guess else "put a service under 'services'"
+        problems.append(f"{_shown(key)}: unknown key beside 'services' and 'defaults'; {hint}")
+    services = document.get("services")
+    if isinstance(services, Mapping) and not problems:
+        return dict(services), document.get("defaults")
+    if not isinstance(services, Mapping):
+        problems.append(f"services: expected a mapping of service name to service, got {_kind(services)}; add it")
+    raise SpecError(problems)
 
 
 def parse_catalog(document: object, *, defaults: object = None, config_type: ConfigType) -> Catalog:
@@ -91,7 +114,7 @@ def parse_service(name: object, entry: object, *, defaults: object = None, confi
     try:
         merged = merge(defaults or {}, entry)
         problems = [
-            f"{path}: looks like a secret (not shown); keep it in an Airflow Connection and name its conn_id"
+            f"{_shown(path)}: looks like a secret (not shown); keep it in an Airflow Connection and name its conn_id"
             for path in secret_paths(merged)
         ]
     except RecursionError:
@@ -140,12 +163,14 @@ def _targets(document: object, config_type: ConfigType) -> tuple[dict[str, Targe
 def _graph(targets: Mapping[str, TargetConfig]) -> list[str]:
     problems = []
     for name, target in targets.items():
+        before: set[str] = set()
         for index, edge in enumerate(target.depends_on):
+            path = f"targets.{name}.depends_on[{index}]"
             if edge.target not in targets:
-                known = ", ".join(sorted(targets))
-                problems.append(
-                    f"targets.{name}.depends_on[{index}]: no valid target {edge.target!r}; there are: {known}"
-                )
+                problems.append(f"{path}: no valid target {edge.target!r}; there are: {', '.join(sorted(targets))}")
+            elif edge.target in before:
+                problems.append(f"{path}: names {edge.target!r} again; keep one (`completed` is either end)")
+            before.add(edge.target)
     if not problems:
         try:
             waves(targets)
@@ -213,6 +238,7 @@ def _matches(pattern: str, value: str) -> bool:
 def _shown(key: object) -> str:
     """A key as a path shows it: on one line, and to be seen."""
     text = str(key)
+    text = text if len(text) <= 200 else f"{text[:200]}…"
     return text if text.strip() and text.isprintable() else repr(text)
 
 
@@ -221,7 +247,10 @@ def _kind(value: object) -> str:
 
 
 def json_schema(config_types: Mapping[str, type[TargetConfig]]) -> dict[str, Any]:
-    """The catalog's JSON Schema (2020-12), for editors."""
+    """The JSON Schema (2020-12) of a catalog file in both of its layouts, for editors.
+
+    Where there are defaults, it asks for no key: what a service lacks may stand in them.
+    """
     schema = Service.model_json_schema(mode="validation")
     definitions: dict[str, Any] = schema.pop("$defs", {})
     choices = []
@@ -229,6 +258,7 @@ def json_schema(config_types: Mapping[str, type[TargetConfig]]) -> dict[str, Any
         inner = config.model_json_schema(mode="validation")
         definitions.update(inner.pop("$defs", {}))
         inner["properties"]["platform"] = {"const": kind}
+        inner["required"] = sorted({"platform", *inner.get("required", ())})
         definitions[config.__name__] = inner
         choices.append({"$ref": f"#/$defs/{config.__name__}"})
     schema["properties"]["targets"] = {
@@ -238,11 +268,40 @@ def json_schema(config_types: Mapping[str, type[TargetConfig]]) -> dict[str, Any
         "additionalProperties": {"oneOf": choices},
     }
     definitions["Service"] = schema
+    definitions |= {f"{_PART}{name}": _part(definition) for name, definition in definitions.items()}
+    part = {"$ref": f"#/$defs/{_PART}Service"}
+    whole = _services({"$ref": "#/$defs/Service"})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "airflow-provider-multideploy service catalog",
         "type": "object",
-        "propertyNames": {"pattern": NAME_PATTERN},
-        "additionalProperties": {"$ref": "#/$defs/Service"},
+        "if": {"required": ["defaults"]},
+        "then": _layout({"services": _services(part), "defaults": part}),
+        "else": {"if": {"required": ["services"]}, "then": _layout({"services": whole}), "else": whole},
         "$defs": definitions,
     }
+
+
+_PART = "PartOf"
+
+
+def _services(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "propertyNames": {"pattern": NAME_PATTERN}, "additionalProperties": entry}
+
+
+def _layout(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"properties": properties, "required": ["services"], "additionalProperties": False}
+
+
+def _part(schema: Any) -> Any:
+    """A schema for part of what the given one describes: it asks for nothing, and refuses what is wrong."""
+    if isinstance(schema, list):
+        return [_part(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema.replace("#/$defs/", f"#/$defs/{_PART}") if isinstance(schema, str) else schema
+    part = {key: _part(value) for key, value in schema.items()}
+    if isinstance(part.get("required"), list):  # a property may be called so
+        del part["required"]
+    if isinstance(part.get("oneOf"), list):  # a target without its platform fits several
+        part["anyOf"] = part.pop("oneOf")
+    return part

@@ -7,7 +7,7 @@ comes later, on any machine, continues from it; a rollback needs nothing else.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic import Field, JsonValue
 
@@ -46,6 +46,7 @@ class Entry(Document):
     :param back: what the way back wrote.
     :param verified: False when "healthy" rests on the platform's acceptance alone.
     :param deployed: how the deploy ended (succeeded, unchanged, failed, unknown), whatever was rolled back later.
+    :param rollback_attempt: how often the platform was asked to go back, within the current time budget.
     :param attempt: how often a worker started on it.
     :param rollout: which rollout of its run on this target this is.
     :param clear: how often a person had cleared tasks of the run when it started.
@@ -66,6 +67,7 @@ class Entry(Document):
     back: Handle | None = None
     deadline: float | None = None
     rollback_deadline: float | None = None
+    rollback_attempt: int = 0
     started_at: float | None = None
     ended_at: float | None = None
     rollback_started_at: float | None = None
@@ -77,9 +79,17 @@ class Entry(Document):
     rollout: int = Field(default=1, ge=1)
     clear: int = 0
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether something was, or may have been, written that nobody answered for yet."""
+        return self.touched and not self.settled
+
     def to(self, phase: Phase, **changes: Any) -> Entry:
         """A copy in another phase."""
         return self.model_copy(update={"phase": phase, **changes})
+
+
+D = TypeVar("D", bound=Document)
 
 
 class Store(Protocol):
@@ -94,19 +104,33 @@ class Store(Protocol):
         ...
 
 
+class _Live(Document):
+    release: Release | None = None
+
+
+class _Bad(Document):
+    images: dict[str, str]
+
+
 class Journal:
-    """One target's journal over a `Store`. One writer at a time: there is no compare-and-set."""
+    """One target's journal over a `Store`. One writer at a time: there is no compare-and-set.
+
+    :param name: ``service/target``, as errors name it.
+    """
 
     ENTRY, LIVE, BAD = "journal", "live", "bad"
     KEPT_BAD = 50
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, name: str = "this target") -> None:
+        self._store, self._name = store, name
 
     def read(self) -> Entry | None:
-        """The current entry, or None when nothing was ever released here."""
+        """The current entry, or None when nothing was ever released here.
+
+        :raises SpecError: what is kept is no entry.
+        """
         document = self._store.get(self.ENTRY)
-        return None if document is None else Entry.model_validate(document)
+        return None if document is None else self._load(Entry, self.ENTRY, document)
 
     def write(self, entry: Entry) -> Entry:
         """Keep the entry; returns it."""
@@ -116,7 +140,7 @@ class Journal:
     def live(self) -> Release | None:
         """The release that was last verified here and not rolled back."""
         document = self._store.get(self.LIVE)
-        return Release.model_validate(document["release"]) if document and document.get("release") else None
+        return None if document is None else self._load(_Live, self.LIVE, document).release
 
     def remember_live(self, release: Release | None) -> None:
         """Keep what is live now; None: we do not know."""
@@ -124,7 +148,8 @@ class Journal:
 
     def bad(self) -> dict[str, str]:
         """Releases that were rolled back here: image → why."""
-        return dict(self._store.get(self.BAD) or {})
+        document = self._store.get(self.BAD)
+        return {} if document is None else dict(self._load(_Bad, self.BAD, {"images": document}).images)
 
     def remember_bad(self, image: str, reason: str) -> None:
         """This image was rolled back."""
@@ -137,3 +162,10 @@ class Journal:
         known = self.bad()
         if known.pop(image, None) is not None:
             self._store.set(self.BAD, known)
+
+    def _load(self, kind: type[D], key: str, document: object) -> D:
+        remedy = (
+            f"look at what the target runs, then delete the key {key!r} of its asset multideploy://{self._name} "
+            f"(DELETE /api/v2/assets/…/state-store/{key}) and release again"
+        )
+        return kind.load(document, what=f"{self._name}: the journal (key {key!r})", remedy=remedy)

@@ -164,10 +164,13 @@ class Rollback(Model):
     """What is undone when the policy is not met.
 
     :param cancel: what marking the run failed does to touched targets: ``rollback`` or ``keep`` them.
+    :param in_doubt: what the next release does about a target that a run, now over, left unsettled: ``stop``, or
+        ``reconcile`` it (back to its snapshot, verified) and go on.
     """
 
     strategy: Strategy = "all"
     cancel: Literal["rollback", "keep"] = "rollback"
+    in_doubt: Literal["stop", "reconcile"] = "stop"
 
 
 class Service(Model):

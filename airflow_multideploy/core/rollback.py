@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from airflow_multideploy.core.contract import Observation, Platform, State
@@ -12,7 +13,10 @@ from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase
 from airflow_multideploy.core.models import Strategy, TargetConfig
 from airflow_multideploy.core.plan import dependents
 from airflow_multideploy.core.status import TargetResult
-from airflow_multideploy.core.wait import Clock, persist
+from airflow_multideploy.core.wait import Clock, Watch, follow, persist
+
+ATTEMPTS = 3
+"""How often a platform is asked to go back when it fails on the way."""
 
 
 def select(
@@ -54,6 +58,21 @@ class WayBack:
     journal: Journal
     clock: Clock
 
+    def go(self, entry: Entry) -> Entry:
+        """The whole way, waited for in this process; returns the entry as it ended.
+
+        :raises RollbackFailed: as `begin`.
+        """
+        while True:
+            entry = self.begin(entry)
+            back = entry.back
+            if back is None:
+                return entry
+            watch = Watch(deadline=entry.rollback_deadline or 0.0, interval=self.platform.config.poll_interval)
+            entry = self.conclude(entry, follow(partial(self.platform.observe, back), watch=watch, clock=self.clock))
+            if entry.phase is not Phase.ROLLING_BACK:
+                return entry
+
     def begin(self, entry: Entry) -> Entry:
         """Journal that we go back, write to the platform, journal what was written; returns without waiting.
 
@@ -71,6 +90,7 @@ class WayBack:
                 deployed=entry.deployed or Phase.FAILED,
                 back=None,
                 rollback_deadline=deadline,
+                rollback_attempt=entry.rollback_attempt + 1 if running else 1,
                 rollback_started_at=entry.rollback_started_at or now,
                 ended_at=entry.ended_at or now,
             )
@@ -91,8 +111,8 @@ class WayBack:
     def conclude(self, entry: Entry, seen: Observation) -> Entry:
         """Journal what the waiting ended with.
 
-        An entry that is still ``rolling_back`` asks for another `begin`: somebody (an orphan of ours, perhaps) wrote
-        after us, and there is time left.
+        An entry that is still ``rolling_back`` asks for another `begin`, while there is time: somebody (an orphan of
+        ours, perhaps) wrote after us, or the platform failed on the way, which it is asked for `ATTEMPTS` times.
         """
         now = self.clock.time()
         if seen.state is State.HEALTHY:
@@ -109,7 +129,8 @@ class WayBack:
                     entry.to(Phase.UNKNOWN, settled=True, reason=reason, verified=False, rollback_ended_at=now)
                 )
             return self.journal.write(entry.to(Phase.ROLLED_BACK, settled=True, verified=True, rollback_ended_at=now))
-        if seen.state is State.SUPERSEDED and now < (entry.rollback_deadline or 0):
+        failed = seen.state is State.FAILED and entry.rollback_attempt < ATTEMPTS
+        if (failed or seen.state is State.SUPERSEDED) and now < (entry.rollback_deadline or 0):
             return self.journal.write(entry.to(Phase.ROLLING_BACK, back=None))
         return self._failed(entry, f"{self.platform.name}: the way back ended {seen.state}: {seen.reason}")
 

@@ -12,6 +12,7 @@ from typing import Any
 from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, State
 from airflow_multideploy.core.errors import InDoubt, KnownBad, PlatformError, RolloutFailed
 from airflow_multideploy.core.journal import Entry, Journal, Phase
+from airflow_multideploy.core.reconcile import facts
 from airflow_multideploy.core.wait import Clock, persist
 
 CONTINUABLE = frozenset({Phase.PENDING, Phase.SNAPSHOTTED, Phase.DEPLOYING, Phase.VERIFYING})
@@ -113,11 +114,10 @@ class Rollout:
     def _check(self, entry: Entry | None, release: Release) -> None:
         if release.force:
             return
-        if entry is not None and not entry.settled and entry.touched and not self._mine(entry):
+        if entry is not None and entry.unsettled and not self._mine(entry):
             raise InDoubt(
-                f"{self.platform.name}: in doubt: run {entry.run_id!r} left version {entry.release.version} "
-                f"{entry.phase} here ({entry.reason or 'no reason kept'}); clear that run's rollback task, or look at "
-                "the target and release with force"
+                f"{self.platform.name}: in doubt: {facts(entry)}; clear that run's rollback task, set "
+                "rollback.in_doubt to reconcile, or look at the target and release with force"
             )
         if (why := self.journal.bad().get(release.image)) is not None:
             raise KnownBad(
@@ -146,8 +146,7 @@ class Rollout:
             return self._again(entry, release)
         self._check(entry, release)
         # Forced over another run's unsettled rollout: what was there before *it* is the last state known to be good.
-        in_doubt = entry is not None and not entry.settled and entry.touched
-        return self._new(release, rollout=1, over=entry if in_doubt else None)
+        return self._new(release, rollout=1, over=entry if entry is not None and entry.unsettled else None)
 
     def _still_mine(self, entry: Entry, opened: Entry | None) -> None:
         """An attempt that was thought dead must not write after the rollback of its run began.

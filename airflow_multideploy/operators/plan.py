@@ -11,10 +11,11 @@ from airflow_multideploy import variables
 from airflow_multideploy.core.errors import MultideployError, SpecError
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.core.plan import Plan, make_plan
+from airflow_multideploy.core.reconcile import facts
 from airflow_multideploy.core.rollout import Rollout
-from airflow_multideploy.core.wait import SystemClock
+from airflow_multideploy.operators.reconcile import doubts, reconcile
 from airflow_multideploy.operators.release import REFUSED
-from airflow_multideploy.operators.state import Final, journal, target_asset
+from airflow_multideploy.operators.state import Final, TaskClock, journal, target_asset
 from airflow_multideploy.platforms import adapter
 
 
@@ -22,7 +23,8 @@ class PlanOperator(BaseOperator):
     """Resolves what this run releases where, and pushes it as the plan that every later task of the run reads.
 
     Refuses, before anything is written to a platform: unknown conf keys, a bad version, an unknown target, a target
-    that another run left in doubt, a version that was rolled back before.
+    that another run left in doubt (with ``in_doubt: reconcile`` it is settled first), a version that was rolled back
+    before.
 
     :param name: the service's name.
     :param service: the service as the catalog has it now; None when the catalog no longer has it.
@@ -34,6 +36,7 @@ class PlanOperator(BaseOperator):
         super().__init__(**kwargs)
         self.service_name = name
         self._service = service
+        self._clock = TaskClock()
         targets = service.targets if service is not None else ()
         self.inlets = [*self.inlets, *(target_asset(name, target) for target in targets)]
 
@@ -57,6 +60,8 @@ class PlanOperator(BaseOperator):
         plan = make_plan(self.service_name, service, conf, dag_id=self.dag_id, run_id=context["run_id"])
         if service.artifact.registry_conn_id is not None and service.build is None:
             plan = self._pin(plan, service)
+        if service.rollback.in_doubt == "reconcile" and not (plan.dry_run or plan.release.force):
+            self._reconcile(context, service)
         refusals = self._refusals(context, plan)
         if refusals:
             raise SpecError(refusals, service=self.service_name)
@@ -72,13 +77,24 @@ class PlanOperator(BaseOperator):
         release = plan.release.model_copy(update={"image": f"{image}@{digest}", "digest": digest})
         return plan.model_copy(update={"release": release})
 
+    def _reconcile(self, context: Context, service: Service) -> None:
+        """Settle what runs that are over left in doubt; what stays so is refused afterwards, with the facts."""
+        found = doubts(context, self.service_name, service.targets)
+        for target, why in reconcile(context, self.service_name, service.targets, found, self._clock).items():
+            was = facts(found[target])
+            self.log.warning("%s/%s: in doubt: %s; %s", self.service_name, target, was, why or "now verified back")
+
+    def on_kill(self) -> None:
+        """Stop waiting; what was being reconciled stays in doubt, and its journal says how far it came."""
+        self._clock.stop()
+
     def _refusals(self, context: Context, plan: Plan) -> list[str]:
         found = []
         for target in plan.selected:
             rollout = Rollout(
                 adapter(plan.config(target), service=self.service_name, target=target),
                 journal(context, self.service_name, target),
-                SystemClock(),
+                self._clock,
                 dag_id=self.dag_id,
                 run_id=context["run_id"],
             )

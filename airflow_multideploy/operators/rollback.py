@@ -8,16 +8,15 @@ from typing import Any, NoReturn
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_multideploy.core.contract import Observation, Platform
+from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError, RollbackFailed
 from airflow_multideploy.core.journal import Entry, Phase
 from airflow_multideploy.core.rollback import WayBack, blockers
 from airflow_multideploy.core.status import result_of
 from airflow_multideploy.core.verdict import Verdict
-from airflow_multideploy.core.wait import Watch, follow
 from airflow_multideploy.operators.deploy import CONSOLE, ConsoleLink
 from airflow_multideploy.operators.release import ReleaseOperator, common_config
-from airflow_multideploy.operators.state import Final, TaskClock, journal, pull_plan
+from airflow_multideploy.operators.state import Final, TaskClock, journal, pull_plan, seen_by_trigger
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger
 
@@ -49,7 +48,8 @@ class RollbackOperator(ReleaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Go back, wait until the snapshot serves, and return the target's result document."""
         pulled = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
-        verdict = Verdict.model_validate(pulled) if pulled else self.judge(context)
+        what, remedy = f"the verdict that {self.aggregate_task_id} left in XCom", "clear that task"
+        verdict = Verdict.load(pulled, what=what, remedy=remedy) if pulled else self.judge(context)
         entry = self._entry(context, self.target)
         if self.target not in verdict.restore or entry is None or not entry.touched:
             raise AirflowSkipException("nothing of this run is to be undone here")
@@ -61,16 +61,15 @@ class RollbackOperator(ReleaseOperator):
         return self._go_back(context, platform, entry)
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Journal what the triggerer saw; go back once more when somebody wrote after us and there is time."""
+        """Journal what the triggerer saw; go back once more when that was in vain and there is time."""
         entry = self._entry(context, self.target)
         if entry is None or entry.phase is not Phase.ROLLING_BACK:
             raise Final(
                 f"{self.service_name}/{self.target}: the journal is {entry and entry.phase}; somebody took over"
             )
         platform = adapter(dict(entry.config), service=self.service_name, target=self.target)
-        return self._end(
-            context, platform, self._way(context, platform).conclude(entry, Observation.model_validate(event))
-        )
+        seen = seen_by_trigger(event, platform.name)
+        return self._end(context, platform, self._way(context, platform).conclude(entry, seen))
 
     def on_kill(self) -> None:
         """Stop waiting; the next try continues from the journal."""
@@ -80,23 +79,18 @@ class RollbackOperator(ReleaseOperator):
         return WayBack(platform, journal(context, self.service_name, self.target), self._clock)
 
     def _go_back(self, context: Context, platform: Platform[Any], entry: Entry) -> dict[str, Any]:
+        way = self._way(context, platform)
         try:
-            entry = self._way(context, platform).begin(entry)
+            entry = way.begin(entry) if self.deferrable else way.go(entry)
         except RollbackFailed as error:
             cause = error.__cause__
             if isinstance(cause, PlatformError) and not cause.retryable:
                 raise Final(str(error)) from error
             raise
         self._clock.check()
-        back = entry.back
-        if back is None:
-            return self._end(context, platform, entry)
-        deadline = entry.rollback_deadline or 0.0
-        if self.deferrable:
-            self._defer(entry, deadline)
-        watch = Watch(deadline=deadline, interval=platform.config.poll_interval)
-        seen = follow(lambda: platform.observe(back), watch=watch, clock=self._clock)
-        return self._end(context, platform, self._way(context, platform).conclude(entry, seen))
+        if entry.phase is Phase.ROLLING_BACK and entry.back is not None:
+            self._defer(entry, entry.rollback_deadline or 0.0)
+        return self._end(context, platform, entry)
 
     def _defer(self, entry: Entry, deadline: float) -> NoReturn:
         if entry.back is None:
@@ -116,7 +110,7 @@ class RollbackOperator(ReleaseOperator):
 
     def _end(self, context: Context, platform: Platform[Any], entry: Entry) -> dict[str, Any]:
         if entry.phase is Phase.ROLLING_BACK:
-            self.log.warning("%s: somebody wrote after us; going back again", platform.name)
+            self.log.warning("%s: not back yet, and there is time left; going back again", platform.name)
             return self._go_back(context, platform, entry)
         if entry.phase is Phase.ROLLED_BACK:
             self.log.info("%s: verified back on %s", platform.name, entry.snapshot and entry.snapshot.revision)

@@ -204,7 +204,13 @@ class AzureWebApp(Platform[AzureWebAppConfig]):
         marker = live.marker if live.marker and live.marker.release_id == release.release_id else None
         if live.fx == before:
             if marker and marker.action == "rollback":
-                return self._handle(live, marker, release, snapshot)  # the way back is under way already
+                under_way = self._handle(live, marker, release, snapshot)
+                if (yield from self._look(under_way)).state is not State.FAILED:
+                    return under_way
+                marker = yield from self._mark_back(release, snapshot, live)
+                yield Call("restart")  # the way back itself failed; a PATCH that changes nothing would not try again
+                yield from self._write(live, marker)
+                return self._handle(live, marker, release, snapshot)
             marker = Marker(release.release_id, "rollback", before, None, (), None)
             back = self._handle(live, marker, release, snapshot)
             return back.model_copy(update={"changed": False})
@@ -213,11 +219,14 @@ class AzureWebApp(Platform[AzureWebAppConfig]):
             raise self._drift(live, f"{ours!r} of release {release.release_id}, or {before!r} as in the snapshot")
         if not snapshot.exists and self.config.first_deploy == "leave":
             return Handle(action="rollback", revision=live.fx, changed=False, data={"left": True})
-        seen = yield from self._before()
-        old = [name for name in seen.containers if name not in _names(snapshot)]
-        marker = Marker(release.release_id, "rollback", before, live.at, tuple(old), seen.log)
+        marker = yield from self._mark_back(release, snapshot, live)
         yield from self._write(live, marker)
         return self._handle(live, marker, release, snapshot)
+
+    def _mark_back(self, release: Release, snapshot: Snapshot, live: Live) -> Steps[Marker]:
+        seen = yield from self._before()
+        old = tuple(name for name in seen.containers if name not in _names(snapshot))
+        return Marker(release.release_id, "rollback", str(snapshot.data["linux_fx_version"]), live.at, old, seen.log)
 
     def _before(self) -> Steps[_Before]:
         """What must be gone, or is no news, after a write."""

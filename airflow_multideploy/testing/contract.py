@@ -20,7 +20,7 @@ import pytest
 
 from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, PlatformError
-from airflow_multideploy.core.wait import SystemClock, Watch, persist
+from airflow_multideploy.core.wait import SystemClock, Watch, follow, persist
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
 
@@ -73,19 +73,14 @@ class PlatformContract:
         version = image.rpartition(":")[2]
         return Release(service="shop", version=version, image=image, release_id=release_id, force=force)
 
+    def look(self, platform: Platform[Any], handle: Handle, mode: str) -> Observation:
+        """One look, as the worker or as the triggerer takes it."""
+        return asyncio.run(platform.aobserve(handle)) if mode == "async" else platform.observe(handle)
+
     def wait(self, platform: Platform[Any], handle: Handle, mode: str, seconds: float = 15.0) -> Observation:
         """The final observation."""
         watch = Watch(deadline=time.time() + seconds, interval=0.05)
-        while True:
-            seen: Observation | PlatformError
-            try:
-                seen = asyncio.run(platform.aobserve(handle)) if mode == "async" else platform.observe(handle)
-            except PlatformError as error:
-                seen = error
-            judged = watch.judge(seen, now=time.time())
-            if isinstance(judged, Observation):
-                return judged
-            time.sleep(judged)
+        return follow(lambda: self.look(platform, handle, mode), watch=watch, clock=SystemClock())
 
     def start(self, stand_in: StandIn, release: Release | None = None) -> tuple[Snapshot, Handle, Release]:
         """Snapshot and deploy, retried as a release retries them; documents pass through JSON."""
@@ -124,9 +119,7 @@ class PlatformContract:
     def test_not_healthy_before_the_new_revision_serves(self, stand_in: StandIn, mode: str) -> None:
         _, handle, _ = self.start(stand_in)
         platform = self.platform(stand_in)
-        while not (
-            seen := asyncio.run(platform.aobserve(handle)) if mode == "async" else platform.observe(handle)
-        ).ended:
+        while not (seen := self.look(platform, handle, mode)).ended:
             time.sleep(0.03)
         assert seen.state is State.HEALTHY
         assert stand_in.live(RESOURCE).image == NEW, "said healthy while the old revision served"
@@ -206,6 +199,15 @@ class PlatformContract:
         self.undo(stand_in, release, snapshot, handle, mode)
         assert stand_in.live(RESOURCE).image == OLD
 
+    def test_a_way_back_that_failed_can_be_gone_again(self, stand_in: StandIn, world: World, mode: str) -> None:
+        snapshot, handle, release = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, mode)
+        world.rollout_faults.append(RolloutFault(stand_in.kind, "fails"))
+        back = self.platform(stand_in).rollback(release, snapshot, handle)
+        self.wait(self.platform(stand_in), back, mode)
+        self.undo(stand_in, release, snapshot, handle, mode)
+        assert stand_in.live(RESOURCE).image == OLD
+
     @pytest.mark.parametrize("answer", ["lost", "500"])
     def test_rollback_survives_faults(self, stand_in: StandIn, world: World, answer: Any) -> None:
         snapshot, handle, release = self.start(stand_in)
@@ -272,7 +274,7 @@ class PlatformContract:
         world.call_faults.append(CallFault(stand_in.kind, answer, times=50, retry_after=3))
         platform = self.platform(stand_in)
         with pytest.raises(PlatformError, match="shop/t1") as caught:
-            asyncio.run(platform.aobserve(handle)) if mode == "async" else platform.observe(handle)
+            self.look(platform, handle, mode)
         assert caught.value.retryable is retryable
         assert SECRET not in str(caught.value) + repr(caught.value)
         if answer == "429":
@@ -289,6 +291,6 @@ class PlatformContract:
         monkeypatch.setenv("AIRFLOW_CONN_CONTRACT", wrong)
         platform = self.platform(stand_in)
         with pytest.raises(PlatformError) as caught:
-            asyncio.run(platform.aobserve(handle)) if mode == "async" else platform.observe(handle)
+            self.look(platform, handle, mode)
         assert not caught.value.retryable
         assert "wrong-canary-7f3a" not in str(caught.value) + repr(caught.value)

@@ -255,7 +255,10 @@ class FakePlatform(Platform[FakeConfig]):
         """Make the snapshot's revision live; a first-ever one is removed, or left when the config says so."""
         fault = self._begin("rollback")
         now, wrote, goal = self._place.current, None, snapshot.revision
-        if self._place.live != snapshot.revision:
+        if self._place.live == snapshot.revision:
+            if self._place.fate == "fails" and self._world.clock.time() >= self._place.ready_at:
+                wrote = self._activate(goal, fault)  # the way back itself failed: started anew
+        else:
             if not self._ours(now, release) and not (handle and handle.revision == self._place.live):
                 raise self._drift(snapshot)
             if not snapshot.exists and self.config.first_deploy == "leave":

@@ -12,7 +12,7 @@ from airflow_multideploy.core.contract import Observation, State
 from airflow_multideploy.core.errors import PlatformError, RollbackFailed
 from airflow_multideploy.core.journal import Phase
 from airflow_multideploy.core.plan import dependents
-from airflow_multideploy.core.rollback import blockers, select
+from airflow_multideploy.core.rollback import ATTEMPTS, blockers, select
 from airflow_multideploy.core.status import TargetResult
 from airflow_multideploy.testing.fake import Crash
 from tests.core.conftest import IMAGE, OLD, Bench, targets
@@ -178,7 +178,7 @@ def test_a_way_back_that_does_not_get_there_is_a_failed_rollback_within_its_own_
     failed(bench)
     bench.world.clock.sleep(10_000)
     begun = bench.world.clock.now
-    bench.fault("rollback", kind)
+    bench.fault("rollback", kind, times=9)
     entry = bench.back()
     assert (entry.phase, entry.settled) == ("rollback_failed", False)
     assert "the way back ended failed" in entry.reason
@@ -285,3 +285,20 @@ def test_a_rollback_of_a_task_that_died_in_mid_deploy(bench: Bench) -> None:
     entry = bench.back()
     assert (entry.phase, entry.deployed) == ("rolled_back", "failed")
     assert bench.live() == OLD
+
+
+def test_a_platform_that_fails_on_the_way_back_is_asked_again_within_the_budget(bench: Bench) -> None:
+    bench.deploy()
+    bench.fault("rollback", "fails", times=ATTEMPTS - 1)
+    entry = bench.back()
+    assert entry.phase is Phase.ROLLED_BACK
+    assert bench.live() == OLD
+    assert [call.name for call in bench.world.calls].count("rollback") == ATTEMPTS
+
+
+def test_a_way_back_that_fails_every_time_is_said_to_have_failed(bench: Bench) -> None:
+    bench.deploy()
+    bench.fault("rollback", "fails", times=99)
+    entry = bench.back()
+    assert (entry.phase, entry.settled) == (Phase.ROLLBACK_FAILED, False)
+    assert [call.name for call in bench.world.calls].count("rollback") == ATTEMPTS

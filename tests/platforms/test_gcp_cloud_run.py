@@ -42,6 +42,17 @@ class TestGcpCloudRun(PlatformContract):
     def make_stand_in(self, world: World) -> GcpCloudRunStandIn:
         return GcpCloudRunStandIn(world)
 
+    def test_a_way_back_that_failed_can_be_gone_again(self, stand_in: Any, world: World, mode: str) -> None:
+        """Not here: traffic that is asked for a second time changes nothing, so Cloud Run does not try again by itself.
+        What counts then is that it is not called back."""
+        snapshot, handle, release = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, mode)
+        world.rollout_faults.append(RolloutFault(stand_in.kind, "fails"))
+        for _ in range(2):
+            back = self.platform(stand_in).rollback(release, snapshot, handle)
+            assert self.wait(self.platform(stand_in), back, mode).state is State.FAILED
+        assert stand_in.live(RESOURCE).image == NEW
+
     def service(self, stand_in: GcpCloudRunStandIn) -> dict[str, Any]:
         """The service as it is stored."""
         path = GcpCloudRun(self.config(stand_in), service="shop", target="t1")._path

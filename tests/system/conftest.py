@@ -79,6 +79,8 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
         "timed": service("timed", schedule="@once", version="2.0.0"),
         "dry": service("dry"),
         "chain": service("chain"),
+        "doubt": service("doubt"),
+        "settler": service("settler", rollback={"in_doubt": "reconcile"}),
     }
     services["chain"]["targets"]["gcp"]["depends_on"] = ["aws"]
     services["chain"]["targets"]["azure"]["depends_on"] = [{"target": "gcp", "when": "failed"}]
@@ -90,7 +92,7 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
     return services
 
 
-RESOURCES = ("shop", "cancel", "stuck", "vanish", "sync", "timed", "dry", "chain")
+RESOURCES = ("shop", "cancel", "stuck", "vanish", "sync", "timed", "dry", "chain", "doubt", "settler")
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +108,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             DAGS,
             connections=sandbox.connections(),
             variables={"multideploy_services": catalog(sandbox)},
-            settings={"AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5"},
+            settings={
+                "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+                "AIRFLOW__MULTIDEPLOY__RECONCILE": "rollback",
+                "AIRFLOW__MULTIDEPLOY__RECONCILE_SCHEDULE": "0 0 1 1 *",
+            },
         )
         with airflow:
             yield Stage(airflow, sandbox)

@@ -162,6 +162,43 @@ def test_catalog_vanishes_in_mid_run_and_the_rollback_still_runs(stage: Stage) -
         stage.airflow.api("PATCH", "/variables/multideploy_services", json=body)
 
 
+def leave_in_doubt(stage: Stage, service: str) -> None:
+    """A release whose deploy fails on one target, and whose way back fails there too."""
+    stage.sandbox.world.add_fault({"platform": "azure_web_app", "outcome": "fails", "resource": service, "times": 99})
+    state, result, _ = stage.release(service, {"version": "2.0.0"})
+    stage.sandbox.world.rollout_faults.clear()
+    assert (state, result["status"]) == ("failed", "rollback_failed"), result
+    assert stage.live(service)["aws"] == "1.0.0", "the others went back"
+
+
+def test_a_target_in_doubt_is_refused_until_the_reconciler_has_settled_it(stage: Stage) -> None:
+    leave_in_doubt(stage, "doubt")
+    writes = stage.writes()
+    state, result, _ = stage.release("doubt", {"version": "3.0.0"})
+    assert (state, result["status"]) == ("failed", "not_started")
+    assert "doubt/azure: in doubt: run " in result["reason"]
+    assert stage.writes() == writes
+    dag_id = "multideploy_reconcile"
+    stage.airflow.wait_for_dag(dag_id)  # unpaused, it runs once for its schedule
+    stage.wait_until("a run", lambda: stage.airflow.api("GET", f"/dags/{dag_id}/dagRuns")["total_entries"] > 0)
+    run_id = stage.airflow.api("GET", f"/dags/{dag_id}/dagRuns")["dag_runs"][0]["dag_run_id"]
+    assert stage.airflow.finish(dag_id, run_id) == "success"
+    assert stage.airflow.xcom(dag_id, run_id, "reconcile") == {"doubt/azure": "rolled_back"}
+    assert stage.live("doubt") == everywhere("1.0.0")
+    state, result, _ = stage.release("doubt", {"version": "3.0.0"})
+    assert (state, result["status"]) == ("success", "succeeded"), result
+
+
+def test_a_service_may_reconcile_before_it_releases(stage: Stage) -> None:
+    leave_in_doubt(stage, "settler")
+    writes = stage.writes()
+    stage.release("settler", {"version": "3.0.0", "dry_run": True})
+    assert stage.writes() == writes, "a dry run settles nothing"
+    state, result, _ = stage.release("settler", {"version": "3.0.0"})
+    assert (state, result["status"]) == ("success", "succeeded"), result
+    assert stage.live("settler") == everywhere("3.0.0")
+
+
 def test_one_broken_service_of_fifty_harms_no_other(stage: Stage) -> None:
     dags = stage.airflow.api("GET", "/dags", params={"tags": "multideploy", "limit": 100})["dags"]
     assert len(dags) >= 50

@@ -1,0 +1,95 @@
+"""The task of ``multideploy_reconcile``, and the same for a release that reconciles before it starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+
+from airflow_multideploy.core.contract import Platform
+from airflow_multideploy.core.errors import RollbackFailed
+from airflow_multideploy.core.journal import Entry
+from airflow_multideploy.core.models import Service, TargetConfig
+from airflow_multideploy.core.reconcile import facts, settle
+from airflow_multideploy.core.wait import Clock
+from airflow_multideploy.operators.state import Final, TaskClock, journal, target_asset
+from airflow_multideploy.platforms import adapter
+
+SERVICES_AT_ONCE = 8
+
+
+def doubts(context: Context, service: str, targets: Iterable[str]) -> dict[str, Entry]:
+    """Unsettled entries of runs that are over, by target; those of a run that is still under way are its own affair."""
+    found = {target: journal(context, service, target).read() for target in targets}
+    return {
+        target: entry
+        for target, entry in found.items()
+        if entry is not None and entry.unsettled and not _live(context, entry.dag_id, [entry.run_id])
+    }
+
+
+def reconcile(
+    context: Context, service: str, targets: Mapping[str, TargetConfig], found: Mapping[str, Entry], clock: Clock
+) -> dict[str, str]:
+    """Send the targets back; see `airflow_multideploy.core.reconcile.settle`."""
+
+    def platform(entry: Entry) -> Platform[Any]:
+        return adapter(dict(entry.config), service=service, target=entry.target)
+
+    return settle(found, targets, platform=platform, journal=lambda t: journal(context, service, t), clock=clock)
+
+
+def _live(context: Context, dag_id: str, run_ids: list[str] | None = None) -> bool:
+    states = ["queued", "running"]
+    return bool(context["ti"].get_dr_count(dag_id=dag_id, run_ids=run_ids, states=states))
+
+
+class ReconcileOperator(BaseOperator):
+    """Finds the targets that runs, now over, left in doubt, and settles them: back to the snapshots, verified,
+    dependents first, services side by side; or only reports them.
+
+    Fails when something stays in doubt, so that the colour, and whoever listens for failures, tells.
+
+    :param services: the catalog.
+    :param settle: False reports, and writes nothing.
+    """
+
+    ui_color = "#fdeeea"
+
+    def __init__(self, *, services: Mapping[str, Service], settle: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._services = dict(services)
+        self.settle = settle
+        assets = (target_asset(name, target) for name, service in services.items() for target in service.targets)
+        self.inlets = [*self.inlets, *assets]
+        self._clock = TaskClock()
+
+    def execute(self, context: Context) -> dict[str, str]:
+        """Settle or report; returns what became of each ``service/target``."""
+        with ThreadPoolExecutor(SERVICES_AT_ONCE) as pool:
+            results = pool.map(lambda name: self._service(context, name), self._services)
+            found = {place: why for result in results for place, why in result.items()}
+        for place, why in found.items():
+            self.log.log(logging.WARNING if why else logging.INFO, "%s: %s", place, why or "verified back")
+        if left := "; ".join(f"{place}: in doubt: {why}" for place, why in found.items() if why):
+            raise Final(left) from RollbackFailed(left)
+        return dict.fromkeys(found, "rolled_back")
+
+    def on_kill(self) -> None:
+        """Stop waiting; the next run goes on from the journal."""
+        self._clock.stop()
+
+    def _service(self, context: Context, name: str) -> dict[str, str]:
+        """By ``service/target``: an empty text where it is verified back, else why it is in doubt."""
+        if _live(context, name):
+            return {}
+        service = self._services[name]
+        found = doubts(context, name, service.targets)
+        if self.settle:
+            left = reconcile(context, name, service.targets, found, self._clock)
+        else:
+            left = {target: facts(entry) for target, entry in found.items()}
+        return {f"{name}/{target}": why for target, why in left.items()}
