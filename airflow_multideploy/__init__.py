@@ -17,6 +17,7 @@ _PUBLIC = {
     "finish": "operators.tail",
     "PlanOperator": "operators.plan",
     "BuildImageOperator": "operators.build",
+    "ReleaseNotifier": "notifications",
     "RolloutTrigger": "triggers",
     "Platform": "core.contract",
     "TargetConfig": "core.models",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from airflow_multideploy.core.models import TargetConfig as TargetConfig
     from airflow_multideploy.factory import service_dag as service_dag
     from airflow_multideploy.factory import service_dags as service_dags
+    from airflow_multideploy.notifications import ReleaseNotifier as ReleaseNotifier
     from airflow_multideploy.operators.build import BuildImageOperator as BuildImageOperator
     from airflow_multideploy.operators.deploy import DeployOperator as DeployOperator
     from airflow_multideploy.operators.plan import PlanOperator as PlanOperator

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from contextlib import suppress
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ def service_dags(catalog: str | Path | None = None) -> dict[str, DAG]:
     context = get_parsing_context()
     if context.dag_id is not None:
         return _only(context.dag_id, planning=context.task_id == PLAN, catalog=catalog)
+    with _uncollected():
+        return _all(catalog)
+
+
+def _all(catalog: str | Path | None) -> dict[str, DAG]:
     try:
         entries, defaults = _entries(catalog)
     except (SpecError, OSError) as error:
@@ -65,6 +71,21 @@ def service_dags(catalog: str | Path | None = None) -> dict[str, DAG]:
     if (mode := _reconcile_mode()) != "off":
         dags[RECONCILE_DAG] = _reconcile_dag(mode, entries, defaults)
     return dags
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: all that is made here stays, and looking at it again and again would take a
+    quarter of the time that a large catalog takes. The DAG processor's process, which ends soon, never looks at it."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+        if variables.supervised():
+            gc.freeze()
 
 
 def _only(name: str, *, planning: bool, catalog: str | Path | None) -> dict[str, DAG]:

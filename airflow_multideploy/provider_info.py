@@ -21,6 +21,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [_modules(*_OPERATORS)],
         "hooks": [_modules("hooks")],
         "triggers": [_modules("triggers")],
+        "notifications": [f"{_PACKAGE}.notifications.ReleaseNotifier"],
         "connection-types": [_azure(), _gcp()],
         "extra-links": [f"{_PACKAGE}.operators.deploy.ConsoleLink"],
         "asset-uris": [{"schemes": ["multideploy"], "handler": f"{_PACKAGE}.assets.sanitize_uri"}],

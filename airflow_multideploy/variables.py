@@ -10,19 +10,27 @@ from typing import Any
 from airflow_multideploy.core.errors import SpecError
 
 INDEX = "multideploy_services"
-"""JSON: service name → service, or a list of names with one Variable ``multideploy_service_<name>`` each."""
+"""JSON: service name → service, or → name of its shard; or a list of names with one Variable
+``multideploy_service_<name>`` each."""
 DEFAULTS = "multideploy_defaults"
 ONE = "multideploy_service_"
+SHARD = "multideploy_services_"
+"""JSON: service name → service, for the services that the index says are in this shard: those of one team, perhaps."""
 FROZEN = "multideploy_frozen_"
 FROZEN_SECONDS = 7 * 86_400.0
 """After so long a frozen config is a leftover of a run that was deleted, and no longer counts."""
 
 
-def get(key: str) -> str | None:
-    """A Variable's text, or None; works in tasks, in the DAG processor, under ``dags test`` and on the command line."""
+def supervised() -> bool:
+    """Whether Airflow runs this process: a task's, or the DAG processor's; not ``dags test`` or a command."""
     from airflow.sdk.execution_time import task_runner
 
-    if getattr(task_runner, "SUPERVISOR_COMMS", None) is not None:
+    return getattr(task_runner, "SUPERVISOR_COMMS", None) is not None
+
+
+def get(key: str) -> str | None:
+    """A Variable's text, or None; works in tasks, in the DAG processor, under ``dags test`` and on the command line."""
+    if supervised():
         from airflow.sdk import Variable
 
         value = Variable.get(key, default=None)
@@ -35,9 +43,7 @@ def get(key: str) -> str | None:
 
 def keys(prefix: str) -> list[str]:
     """Keys of Variables in the metadata database; empty where they cannot be listed."""
-    from airflow.sdk.execution_time import task_runner
-
-    if getattr(task_runner, "SUPERVISOR_COMMS", None) is None:
+    if not supervised():
         return []
     from airflow.sdk import Variable
 
@@ -54,7 +60,7 @@ def read_json(key: str) -> Any:
         return None
     try:
         return json.loads(text, object_pairs_hook=_unique)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"Variable {key}: is no JSON ({error}); mend it") from None
 
 
@@ -78,25 +84,47 @@ def read_catalog() -> tuple[dict[str, Any], Any]:
     if index is None:
         return {}, defaults
     if isinstance(index, list):
-        return {str(name): _entry(str(name)) for name in index}, defaults
+        return {str(name): _document(ONE + str(name)) for name in index}, defaults
     if not isinstance(index, Mapping):
         raise SpecError(f"Variable {INDEX}: expected a mapping or a list of names, got {type(index).__name__}")
-    return dict(index), defaults
+    shards = {shard: _document(SHARD + shard) for shard in set(filter(_is_text, index.values()))}
+    entries = {
+        name: _in_shard(shards[entry], name, entry) if _is_text(entry) else entry for name, entry in index.items()
+    }
+    return entries, defaults
 
 
 def read_entry(name: str) -> tuple[Any, Any]:
     """One service's entry (None when there is none) and the defaults."""
     index = read_json(INDEX)
     if isinstance(index, list):
-        return (_entry(name) if name in index else None), read_json(DEFAULTS)
+        return (_document(ONE + name) if name in index else None), read_json(DEFAULTS)
     if not isinstance(index, Mapping) or name not in index:
         return None, None
-    return index[name], read_json(DEFAULTS)
+    entry = index[name]
+    if _is_text(entry):
+        entry = _in_shard(_document(SHARD + entry), name, entry)
+    return entry, read_json(DEFAULTS)
 
 
-def _entry(name: str) -> Any:
+def _is_text(entry: object) -> bool:
+    return isinstance(entry, str)
+
+
+def _in_shard(document: Any, name: str, shard: str) -> Any:
+    """The service's entry, or the error that stands in its place."""
+    if isinstance(document, Exception):
+        return document
+    if not isinstance(document, Mapping) or name not in document:
+        kind = "no service of that name" if isinstance(document, Mapping) else f"no mapping ({type(document).__name__})"
+        return SpecError(f"Variable {SHARD + shard}: {kind}; add it there, or mend {INDEX}", service=name)
+    return document[name]
+
+
+def _document(key: str) -> Any:
+    """A Variable's JSON, or the error that stands in its place."""
     try:
-        return read_json(ONE + name)
+        return read_json(key)
     except SpecError as error:
         return error
 
@@ -119,9 +147,16 @@ def thaw(name: str) -> None:
 
 
 def frozen(name: str) -> dict[str, Any] | None:
-    """The frozen config of a service's run in flight, or None."""
-    document = read_json(FROZEN + name)
-    if not isinstance(document, dict) or time.time() - float(document.get("at", 0)) > FROZEN_SECONDS:
+    """The frozen config of a service's run in flight, or None.
+
+    A spoilt one counts as none: the catalog's config is the next best for that run, and no other service suffers.
+    """
+    try:
+        document = read_json(FROZEN + name)
+    except SpecError:
+        return None
+    at = document.get("at") if isinstance(document, dict) else None
+    if not isinstance(at, int | float) or time.time() - at > FROZEN_SECONDS:
         return None
     service = document.get("service")
     return service if isinstance(service, dict) else None

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 PROCESSOR_BOUND, WORKER_BOUND = 1.5, 1.2
+SHARD = 100
 KINDS: dict[str, dict[str, Any]] = {
     "aws": {"platform": "aws_ecs", "conn_id": "aws_prod", "cluster": "main", "service": "s"},
     "gcp": {
@@ -111,6 +112,19 @@ def catalog(services: int) -> dict[str, Any]:
     return {
         f"service-{n}": {"artifact": {"image": "registry.example.com/s"}, "targets": KINDS} for n in range(services)
     }
+
+
+def set_catalog(services: int) -> None:
+    """The catalog in Variables, as docs/catalog.md advises: a hundred services in a shard when there are more."""
+    entries = catalog(services)
+    names = list(entries)
+    shards = {f"s{start}": names[start : start + SHARD] for start in range(0, services, SHARD)}
+    if len(shards) == 1:
+        set_variable("multideploy_services", entries)
+        return
+    set_variable("multideploy_services", {name: shard for shard, members in shards.items() for name in members})
+    for shard, members in shards.items():
+        set_variable(f"multideploy_services_{shard}", {name: entries[name] for name in members})
 
 
 class Processor:
@@ -205,7 +219,7 @@ def processor_ratios(processor: Processor, services: int, rounds: int) -> float:
     for name, text in files.items():
         paths[name] = processor.folder / f"{name}_{services}.py"
         paths[name].write_text(TIMER + text + TIMED)
-    set_variable("multideploy_services", catalog(services))
+    set_catalog(services)
     samples = compare(processor, paths, rounds)
     if len(shapes := {s.shape for many in samples.values() for s in many}) != 1:
         raise SystemExit(f"the sides differ in DAGs, tasks or edges: {shapes}: nothing measured")
@@ -233,7 +247,7 @@ def worker_ratio(processor: Processor, services: int, rounds: int) -> float:
         set_variable(f"multideploy_frozen_{one}", kept)
         for _ in range(rounds):
             for size, many in samples.items():
-                set_variable("multideploy_services", catalog(size))
+                set_catalog(size)
                 many.append(processor.parse(file, (one, task)))
         set_variable(f"multideploy_frozen_{one}", None)
         small, large = (medians(many) for many in samples.values())
@@ -251,7 +265,7 @@ def warm_up(processor: Processor) -> None:
     """The first parse fills the byte code cache and starts the API that serves the Variables."""
     file = processor.folder / "warm_up.py"
     file.write_text(TIMER + OURS + TIMED)
-    set_variable("multideploy_services", catalog(1))
+    set_catalog(1)
     processor.parse(file)
 
 

@@ -7,14 +7,18 @@ elsewhere, once for all platforms.
 
 from __future__ import annotations
 
+import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from pathlib import PurePath
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from airflow_multideploy.core.errors import PlatformError
-from airflow_multideploy.core.models import TargetConfig
+from airflow_multideploy.core.errors import MOST_WORDS, MultideployError, PlatformError, SpecError
+from airflow_multideploy.core.models import TargetConfig, redact
 
 
 class Document(BaseModel):
@@ -25,6 +29,21 @@ class Document(BaseModel):
     def dump(self) -> dict[str, Any]:
         """The document as plain JSON types, fit for XCom and the state store."""
         return self.model_dump(mode="json")
+
+    @classmethod
+    def load(cls, document: object, *, what: str, remedy: str) -> Self:
+        """The document that was kept as JSON.
+
+        :param what: whose document it is and where it was kept.
+        :param remedy: what a person does when it cannot be read.
+        :raises SpecError: it has another shape; names both, and each problem's path, and shows none of its values.
+        """
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_input=False, include_context=False)
+            said = [f"{'.'.join(map(str, p['loc'])) or '(whole)'}: {p['msg']}" for p in found[:3]]
+            raise SpecError(f"{what}: cannot be read: {'; '.join(said):.500}; {remedy}") from None
 
 
 class Release(Document):
@@ -92,17 +111,21 @@ class State(StrEnum):
     """The platform answered, but its answer does not tell."""
 
 
+def _said(words: str) -> str:
+    return redact(words) if len(words) <= MOST_WORDS else f"{redact(words[:MOST_WORDS])}…"
+
+
 class Observation(Document):
     """One look at a rollout.
 
-    :param reason: in the platform's own words.
+    :param reason: in the platform's own words, as far as they are no secret and no novel.
     :param revision: what serves now, when known.
     :param progress: 0.0 to 1.0, when the platform tells.
     :param verified: False when ``healthy`` rests on the platform's acceptance alone, because it offers no way to look.
     """
 
     state: State
-    reason: str = ""
+    reason: Annotated[str, AfterValidator(_said)] = ""
     revision: str | None = None
     progress: float | None = None
     verified: bool = True
@@ -160,6 +183,22 @@ class Platform(ABC, Generic[C]):
     def error(self, message: str, *, retryable: bool = False, retry_after: float | None = None) -> PlatformError:
         """A `PlatformError` that names this target."""
         return PlatformError(message, target=self.name, retryable=retryable, retry_after=retry_after)
+
+    @contextmanager
+    def understanding(self) -> Iterator[None]:
+        """Whatever a platform's document makes the block stumble over comes out as a `PlatformError` of this target.
+
+        Retryable, because a proxy's page or a cut-off answer passes. It names where we stumbled, and neither the
+        document's words nor the cause, which may hold anybody's secrets.
+        """
+        try:
+            yield
+        except MultideployError:
+            raise
+        except Exception as error:  # an SDK raises anything about a body that it does not understand
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{type(error).__name__} in {PurePath(at.filename).name}, line {at.lineno}"
+            raise self.error(f"a document is not what the platform's API promises ({where})", retryable=True) from None
 
     @abstractmethod
     def snapshot(self, previous: Release | None = None) -> Snapshot:

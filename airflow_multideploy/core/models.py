@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, SerializeAsAny, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    JsonValue,
+    SerializeAsAny,
+    field_validator,
+)
 
 VERSION_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 """What a version may look like: what an image tag may look like (OCI distribution specification), nothing else."""
@@ -173,11 +182,42 @@ class Rollback(Model):
     in_doubt: Literal["stop", "reconcile"] = "stop"
 
 
+Event = Literal[
+    "succeeded",
+    "degraded",
+    "rolled_back",
+    "partially_rolled_back",
+    "failed",
+    "rollback_failed",
+    "unknown",
+    "not_started",
+    "in_doubt",
+    "reconciled",
+]
+"""What people can be told about: how a release ended, and what became of a target that a dead run left in doubt."""
+
+
+class Notify(Model):
+    """Who is told about releases, and when.
+
+    :param notifier: import path of an Airflow notifier.
+    :param arguments: what it is made with (never secrets: those live in its Connection); templates see ``release``.
+    :param on: which events; default: all that somebody should look at.
+    """
+
+    notifier: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    on: Annotated[tuple[Event, ...], Field(strict=False)] = tuple(
+        event for event in get_args(Event) if event != "succeeded"
+    )
+
+
 class Service(Model):
     """One entry of the catalog: one service, one DAG.
 
     :param version: released when a run names none; needed with ``schedule``.
     :param schedule: cron expression in UTC, or None: only when asked.
+    :param notify: who is told how a release ended.
     :param retries: how often Airflow tries a deploy or rollback task again.
     :param deferrable: wait in the triggerer (True) or in the worker (False).
     """
@@ -189,6 +229,7 @@ class Service(Model):
     version: Annotated[str, Field(pattern=VERSION_PATTERN)] | None = None
     schedule: Annotated[str, Field(min_length=1)] | None = None
     tags: tuple[str, ...] = Field(default=(), strict=False)
+    notify: Annotated[tuple[Notify, ...], Field(strict=False)] = ()
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     deferrable: bool = True
     success: Success = Success()

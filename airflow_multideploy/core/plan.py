@@ -6,13 +6,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import JsonValue
+from pydantic import AfterValidator, JsonValue, ValidationError, model_validator
 
 from airflow_multideploy.core.contract import Document, Release
 from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Service, TargetConfig
+from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Rollback, Service, Success, TargetConfig
 
 CONF_KEYS = ("version", "targets", "reason", "dry_run", "force")
 """What a run's conf may hold."""
@@ -47,6 +47,19 @@ def release_id(dag_id: str, run_id: str, rollout: int = 1) -> str:
     return f"r{digest}" if rollout == 1 else f"r{digest}-{rollout}"
 
 
+def _resolved(service: dict[str, Any]) -> dict[str, Any]:
+    """Checks what later tasks of a run read of the service."""
+    try:
+        Success.model_validate(service.get("success"))
+        Rollback.model_validate(service.get("rollback"))
+    except ValidationError:
+        raise ValueError("success or rollback is not what a service has there") from None
+    targets = service.get("targets")
+    if not isinstance(targets, dict) or not all(isinstance(config, dict) for config in targets.values()):
+        raise ValueError("targets is no mapping of targets")
+    return service
+
+
 class Plan(Document):
     """One run, resolved: it does not change while the run lasts, whatever happens to the catalog.
 
@@ -56,16 +69,26 @@ class Plan(Document):
     """
 
     name: str
-    service: dict[str, JsonValue]
+    service: Annotated[dict[str, JsonValue], AfterValidator(_resolved)]
     release: Release
     selected: tuple[str, ...]
     waves: tuple[tuple[str, ...], ...]
     dry_run: bool = False
 
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if unknown := {*self.selected, *(name for wave in self.waves for name in wave)}.difference(self._targets):
+            raise ValueError(f"selected: no target {', '.join(sorted(unknown))}")
+        return self
+
+    @property
+    def _targets(self) -> dict[str, Any]:
+        targets: Any = self.service["targets"]
+        return dict(targets)
+
     def config(self, target: str) -> dict[str, Any]:
         """The frozen config of one target."""
-        targets: Any = self.service["targets"]
-        return dict(targets[target])
+        return dict(self._targets[target])
 
 
 def make_plan(

@@ -24,7 +24,14 @@ from airflow_multideploy.core.plan import release_id
 from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.core.status import TargetResult, result_of
 from airflow_multideploy.core.wait import Watch, follow
-from airflow_multideploy.operators.state import Final, TaskClock, journal, pull_plan, target_asset
+from airflow_multideploy.operators.state import (
+    Final,
+    TaskClock,
+    journal,
+    pull_plan,
+    seen_by_trigger,
+    target_asset,
+)
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger
 
@@ -147,7 +154,9 @@ class DeployOperator(BaseOperator):
         self._clock.check()
         if entry.phase is not Phase.VERIFYING:
             return self._report(context, entry)
-        if self.deferrable and _handle(entry).changed:
+        # A later try waits here: Airflow takes a task for dead that is deferred and back too soon, and would take
+        # every try so.
+        if self.deferrable and _handle(entry).changed and entry.attempt == 1:
             self._defer(entry)
         seen = follow(lambda: platform.observe(_handle(entry)), watch=_watch(entry, platform), clock=self._clock)
         return self._conclude(context, rollout, entry, seen)
@@ -159,7 +168,8 @@ class DeployOperator(BaseOperator):
             state = "nothing" if entry is None else f"{entry.phase} of run {entry.run_id!r}"
             raise Final(f"{self.service_name}/{self.target}: the journal says {state}; somebody else took over")
         platform = adapter(dict(entry.config), service=self.service_name, target=self.target)
-        return self._conclude(context, self._rollout(context, platform), entry, Observation.model_validate(event))
+        seen = seen_by_trigger(event, platform.name)
+        return self._conclude(context, self._rollout(context, platform), entry, seen)
 
     def on_kill(self) -> None:
         """Stop waiting; what was written is undone by the rollback task, from the journal."""

@@ -12,9 +12,10 @@ from airflow.sdk import BaseOperator, Context
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import RollbackFailed
 from airflow_multideploy.core.journal import Entry
-from airflow_multideploy.core.models import Service, TargetConfig
+from airflow_multideploy.core.models import Event, Service, TargetConfig
 from airflow_multideploy.core.reconcile import facts, settle
 from airflow_multideploy.core.wait import Clock
+from airflow_multideploy.notifications import notify
 from airflow_multideploy.operators.state import Final, TaskClock, journal, target_asset
 from airflow_multideploy.platforms import adapter
 
@@ -92,4 +93,9 @@ class ReconcileOperator(BaseOperator):
             left = reconcile(context, name, service.targets, found, self._clock)
         else:
             left = {target: facts(entry) for target, entry in found.items()}
+        for target, why in left.items():
+            message = f"{name}/{target}: " + (f"in doubt: {why}" if why else "was in doubt, now verified back")
+            told = [settings.model_dump(mode="json") for settings in service.notify]
+            event: Event = "in_doubt" if why else "reconciled"
+            notify(told, context, event, service=name, version=found[target].release.version, message=message)
         return {f"{name}/{target}": why for target, why in left.items()}

@@ -11,10 +11,11 @@ from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 from airflow_multideploy import variables
 from airflow_multideploy.core.errors import ReleaseFailed
 from airflow_multideploy.core.journal import Entry, Phase
-from airflow_multideploy.core.models import AtLeast, Edge, Policy, Strategy, TargetConfig
+from airflow_multideploy.core.models import AtLeast, Edge, Notify, Policy, Strategy, TargetConfig
 from airflow_multideploy.core.rollout import CONTINUABLE
 from airflow_multideploy.core.status import Status, TargetResult, result_of
 from airflow_multideploy.core.verdict import Rules, Verdict, judge, table
+from airflow_multideploy.notifications import notify
 from airflow_multideploy.operators.deploy import ROLLOUT, DeployOperator
 from airflow_multideploy.operators.state import (
     Final,
@@ -136,7 +137,8 @@ class ReleaseOperator(BaseOperator):
         pushed = context["ti"].xcom_pull(task_ids=self.tasks[target], key=ROLLOUT)
         if entry is not None:
             return result_of(entry, critical=True)
-        return TargetResult.model_validate(pushed) if pushed else TargetResult(target=target)
+        what = f"{self.service_name}/{target}: the result that {self.tasks[target]} left in XCom"
+        return TargetResult.load(pushed, what=what, remedy="clear that task") if pushed else TargetResult(target=target)
 
     def _entry(self, context: Context, target: str) -> Entry | None:
         """The target's journal entry, when it is this run's."""
@@ -190,12 +192,15 @@ class FinalizeOperator(ReleaseOperator):
     """Says how the release ended; the only leaf of its DAG, so that the run's colour is the truth.
 
     ``return_value`` is the result document. On ``succeeded`` and ``degraded`` the service's asset gets an event.
+
+    :param notify: who is told how it ended, each as `ReleaseNotifier` is made; a plan's wins.
     """
 
     ui_color = "#eef2fb"
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, notify: Sequence[Mapping[str, Any]] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._notifiers = tuple(Notify.model_validate(settings).model_dump(mode="json") for settings in notify)
         self.on_failure_fail_dagrun = True
         self.outlets = [*self.outlets, service_asset(self.service_name)]
 
@@ -215,6 +220,7 @@ class FinalizeOperator(ReleaseOperator):
         message = f"{verdict.service} {verdict.version}: {verdict.status}" + (
             f": {verdict.reason}" if verdict.reason else ""
         )
+        self._notify(context, document, message)
         if not verdict.status.good or verdict.cancelled:
             self.log.error(message)
             raise Final(message) from ReleaseFailed(message)
@@ -230,6 +236,12 @@ class FinalizeOperator(ReleaseOperator):
             "targets": {r.target: str(r.phase) for r in verdict.results},
         }
         return document
+
+    def _notify(self, context: Context, document: dict[str, Any], message: str) -> None:
+        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        told: Any = self._notifiers if plan is None else plan.service["notify"]
+        if not document["dry_run"]:
+            notify(told, context, document["status"], message=message, **document)
 
     def _settle(self, context: Context, verdict: Verdict) -> None:
         """What was left on purpose is settled: the next release starts from it."""

@@ -81,7 +81,9 @@ class RollbackOperator(ReleaseOperator):
     def _go_back(self, context: Context, platform: Platform[Any], entry: Entry) -> dict[str, Any]:
         way = self._way(context, platform)
         try:
-            entry = way.begin(entry) if self.deferrable else way.go(entry)
+            # As in a deploy, a later try waits here.
+            first = self.deferrable and entry.phase is not Phase.ROLLING_BACK
+            entry = way.begin(entry) if first else way.go(entry)
         except RollbackFailed as error:
             cause = error.__cause__
             if isinstance(cause, PlatformError) and not cause.retryable:

@@ -8,6 +8,7 @@ from functools import cache
 from airflow.sdk import Asset, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_multideploy.core.contract import Observation
 from airflow_multideploy.core.errors import MultideployError
 from airflow_multideploy.core.journal import Journal
 from airflow_multideploy.core.plan import Plan
@@ -38,13 +39,22 @@ def _asset(name: str) -> Asset:
 
 def journal(context: Context, service: str, target: str) -> Journal:
     """The journal of one target, out of a running task."""
-    return Journal(context["asset_state_store"][target_asset(service, target)])
+    return Journal(context["asset_state_store"][target_asset(service, target)], f"{service}/{target}")
 
 
 def pull_plan(context: Context, task_id: str) -> Plan | None:
     """The plan of this run, or None when the plan task did not get that far."""
     document = context["ti"].xcom_pull(task_ids=task_id, key="return_value")
-    return None if document is None else Plan.model_validate(document)
+    what = f"the plan that task {task_id} left in XCom"
+    return None if document is None else Plan.load(document, what=what, remedy="clear that task")
+
+
+def seen_by_trigger(event: object, name: str) -> Observation:
+    """What the triggerer saw of ``service/target``.
+
+    :raises SpecError: the event is no observation; another try of the task looks again.
+    """
+    return Observation.load(event, what=f"{name}: the triggerer's event", remedy="clear the task: it looks again")
 
 
 class Final(MultideployError, AirflowFailException):

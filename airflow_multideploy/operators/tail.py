@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ def finish(
     policy: Policy | dict[str, int] = "all",
     strategy: Strategy = "all",
     keep_on_cancel: bool = False,
+    notify: Sequence[Mapping[str, Any]] = (),
     plan_task_id: str | None = None,
     build_task_id: str | None = None,
     group: str = "rollback",
@@ -29,6 +30,7 @@ def finish(
     """The tail of a release: aggregate, rollbacks in the reverse order of the deploys, finalize; wired and returned.
 
     :param deploys: the deploy tasks, already wired among each other.
+    :param notify: who is told how it ended, each as `ReleaseNotifier` is made.
     """
     common: dict[str, Any] = {
         "deploys": deploys,
@@ -45,7 +47,7 @@ def finish(
         retry_delay=timedelta(seconds=5),
         **common,
     )
-    finalize = FinalizeOperator(task_id="finalize", retries=0, **common)
+    finalize = FinalizeOperator(task_id="finalize", retries=0, notify=notify, **common)
     by_task = {deploy.task_id: deploy for deploy in deploys}
     with TaskGroup(group, tooltip="what goes back when the release does not reach its policy"):
         rollbacks = {

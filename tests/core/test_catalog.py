@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from airflow_multideploy.core.catalog import json_schema, merge, parse_catalog, parse_service
+from airflow_multideploy.core.catalog import json_schema, merge, parse_catalog, parse_service, split
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.models import AtLeast, Service
 from airflow_multideploy.testing.fake import FakeConfig
@@ -140,6 +140,12 @@ def test_dependencies_have_to_exist_and_to_run_in_no_circle() -> None:
     assert "a → a" in problems(shop(targets=graph(a=["a"])))[0]
 
 
+@pytest.mark.parametrize("other", ["a", {"target": "a", "when": "failed"}])
+def test_a_dependency_is_named_once(other: Any) -> None:
+    found = problems(shop(targets=graph(a=[], b=["a", other])))
+    assert found == ("targets.b.depends_on[1]: names 'a' again; keep one (`completed` is either end)",)
+
+
 def test_a_critical_policy_without_a_critical_target_would_always_be_green() -> None:
     aws = {"platform": "fake", "conn_id": "c", "critical": False}
     found = problems(shop(success={"policy": "critical"}, targets={"aws": aws}))
@@ -191,6 +197,37 @@ def test_one_broken_service_harms_no_other() -> None:
     assert set(catalog.errors) == {"bad", "7"}
     with pytest.raises(SpecError, match="got list"):
         parse_catalog([], config_type=config_type)
+
+
+def test_a_file_holds_services_alone_or_with_defaults() -> None:
+    assert split({"shop": 1, "cart": 2}) == ({"shop": 1, "cart": 2}, None)
+    assert split({"services": {"shop": 1}}) == ({"shop": 1}, None)
+    assert split({"services": {"shop": 1}, "defaults": {"owner": "a"}}) == ({"shop": 1}, {"owner": "a"})
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (
+            {"services": {}, "default": {}},
+            "default: unknown key beside 'services' and 'defaults'; did you mean 'defaults'?",
+        ),
+        (
+            {"service": {}, "defaults": {}},
+            "service: unknown key beside 'services' and 'defaults'; did you mean 'services'?",
+        ),
+        (
+            {"services": {}, "shop": {}},
+            "shop: unknown key beside 'services' and 'defaults'; put a service under 'services'",
+        ),
+        ({"defaults": {}}, "services: expected a mapping of service name to service, got nothing; add it"),
+        ({"services": ["shop"]}, "services: expected a mapping of service name to service, got list; add it"),
+    ],
+)
+def test_a_misspelt_layout_of_a_file_is_no_service(document: Any, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        split(document)
+    assert caught.value.problems[0] == said
 
 
 WORDS = """owner artifact image targets aws platform conn_id depends_on success policy at_least rollback build args
@@ -260,5 +297,33 @@ def test_the_schema_for_editors_agrees_with_the_parser() -> None:
     validator = Draft202012Validator(schema)
     assert validator.is_valid({"shop": shop(success={"policy": {"at_least": 1}})})
     assert not validator.is_valid({"Shop": shop()})
-    for bad in (shop(zzz=1), shop(artifact=None), shop(targets={}), shop(targets={"aws": {"platform": "x"}})):
+    for bad in BAD:
         assert not validator.is_valid({"shop": bad})
+
+
+BAD = [shop(zzz=1), shop(artifact=None), shop(targets={})]
+BAD += [shop(targets={"aws": target}) for target in ({"platform": "x"}, {"conn_id": "c"})]
+
+
+def test_the_schema_for_editors_knows_both_layouts_of_a_file() -> None:
+    validator = Draft202012Validator(json_schema({"fake": FakeConfig}))
+    rest = shop(owner=None, artifact=None)
+    rest["targets"]["gcp"] = {"timeout": 5}
+    defaults = {
+        "owner": "all",
+        "artifact": {"registry_conn_id": "r"},
+        "targets": {"gcp": {"platform": "fake"}, "azure": {"timeout": 9}},
+    }
+    assert validator.is_valid({"services": {"shop": shop()}})
+    assert validator.is_valid({"services": {"shop": rest, "cart": shop()}, "defaults": defaults})
+    for bad in (
+        {"services": {"shop": rest}},
+        {"services": {"shop": shop()}, "default": {}},
+        {"services": {"Shop": shop()}, "defaults": {}},
+        {"services": {"shop": shop(zzz=1)}, "defaults": {}},
+        {"services": {"shop": shop()}, "defaults": {"artifact": {"imag": "x"}}},
+        {"services": {"shop": shop()}, "defaults": {"targets": {"aws": {"platform": "fake", "timeout": "5"}}}},
+        {"defaults": {}},
+        *({"services": {"shop": each}} for each in BAD),
+    ):
+        assert not validator.is_valid(bad), bad

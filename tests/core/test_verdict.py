@@ -81,6 +81,13 @@ def test_a_met_policy_restores_only_the_failed_ones_and_is_degraded() -> None:
     assert {r.target for r in marked.results if r.critical} == {"aws"}
 
 
+def test_where_no_critical_target_is_selected_all_that_are_have_to_succeed() -> None:
+    rules, marks = Rules(policy="critical"), {"aws": True}
+    gone = verdict(rules, marks=marks, aws="skipped", gcp=("failed", "rolled_back"), dc=("succeeded", "rolled_back"))
+    assert (gone.status, gone.met, set(gone.restore)) == ("rolled_back", False, {"gcp", "dc"})
+    assert verdict(rules, marks=marks, aws="skipped").status == "succeeded"
+
+
 def test_a_cancelled_run_is_undone_or_kept_as_the_service_says_and_is_never_green() -> None:
     undone = verdict(cancelled=True, final=False)
     assert set(undone.restore) == set(GRAPH)

@@ -64,6 +64,12 @@ def targets(sandbox: Sandbox, resource: str, **changes: Any) -> dict[str, Any]:
     }
 
 
+def told(sandbox: Sandbox) -> dict[str, Any]:
+    """A notifier that writes what happened to a service into a file."""
+    arguments = {"path": str(sandbox.folder / "told"), "line": "{{ release.service }} {{ release.event }}"}
+    return {"notifier": "tests.system.notifier.FileNotifier", "arguments": arguments}
+
+
 def catalog(sandbox: Sandbox) -> dict[str, Any]:
     """Fifty services: the ones the tests release, many idle ones, and a broken one."""
 
@@ -79,7 +85,7 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
         "timed": service("timed", schedule="@once", version="2.0.0"),
         "dry": service("dry"),
         "chain": service("chain"),
-        "doubt": service("doubt"),
+        "doubt": service("doubt", notify=[told(sandbox)]),
         "settler": service("settler", rollback={"in_doubt": "reconcile"}),
     }
     services["chain"]["targets"]["gcp"]["depends_on"] = ["aws"]
@@ -110,6 +116,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             variables={"multideploy_services": catalog(sandbox)},
             settings={
                 "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+                "PYTHONPATH": str(DAGS.parent),  # for tests.system.notifier
                 "AIRFLOW__MULTIDEPLOY__RECONCILE": "rollback",
                 "AIRFLOW__MULTIDEPLOY__RECONCILE_SCHEDULE": "0 0 1 1 *",
             },

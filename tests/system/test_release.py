@@ -187,6 +187,8 @@ def test_a_target_in_doubt_is_refused_until_the_reconciler_has_settled_it(stage:
     assert stage.live("doubt") == everywhere("1.0.0")
     state, result, _ = stage.release("doubt", {"version": "3.0.0"})
     assert (state, result["status"]) == ("success", "succeeded"), result
+    told = (stage.sandbox.folder / "told").read_text().splitlines()
+    assert told == ["doubt rollback_failed", "doubt not_started", "doubt reconciled"]
 
 
 def test_a_service_may_reconcile_before_it_releases(stage: Stage) -> None:

@@ -1,0 +1,56 @@
+"""Tells people how a release ended, through any notifier that Airflow's providers have: Slack, e-mail, Teams, …"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pkgutil import resolve_name
+from typing import Any
+
+from airflow.sdk import Context
+from airflow.sdk.bases.notifier import BaseNotifier
+
+from airflow_multideploy.core.models import Event, Notify
+
+_log = logging.getLogger(__name__)
+
+
+class ReleaseNotifier(BaseNotifier):
+    """Hands the events of a release to another notifier, whose templates see ``release``: ``service``, ``event``,
+    ``message``, and ``version``, ``reason`` and ``results`` where there are any.
+
+    :param notifier: import path of the other notifier, such as
+        ``airflow.providers.slack.notifications.slack_webhook.SlackWebhookNotifier``.
+    :param arguments: what it is made with; its template fields may say ``{{ release.message }}``.
+    :param on: which events it is told; default: all that somebody should look at.
+    """
+
+    def __init__(self, *, notifier: str, arguments: Mapping[str, Any], on: Iterable[Event] | None = None) -> None:
+        super().__init__()
+        chosen = Notify(notifier=notifier, arguments=dict(arguments))
+        self.settings = chosen if on is None else Notify(**{**chosen.model_dump(), "on": tuple(on)})
+
+    def notify(self, context: Context) -> None:
+        """Tell the other notifier, if this event is one of those it is told.
+
+        :raises Exception: whatever the other one raises.
+        """
+        release = context.get("release")
+        if not isinstance(release, Mapping) or release["event"] not in self.settings.on:
+            return
+        other = resolve_name(self.settings.notifier)(**self.settings.arguments)
+        other(context)
+
+
+def notify(notifiers: Iterable[Mapping[str, Any]], context: Context, event: Event, **release: Any) -> None:
+    """Tell every notifier of a service; none of them can change how the release ends.
+
+    :param notifiers: a service's ``notify``, as JSON.
+    :param release: what templates see beside ``event``.
+    """
+    told: Any = {**context, "release": {**release, "event": event}}
+    for settings in notifiers:
+        try:
+            ReleaseNotifier(**settings)(told)
+        except Exception:  # noqa: BLE001 - whatever a notifier raises, the release has ended as it has ended
+            _log.exception("%s was not told of %s", settings["notifier"], event)
