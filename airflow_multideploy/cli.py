@@ -7,11 +7,12 @@ to stdout, errors as one line to stderr; exit code 0: good, 1: problems found, 2
 from __future__ import annotations
 
 import json
-import shlex
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,8 +23,6 @@ from airflow_multideploy.core.errors import MultideployError, SpecError, Unknown
 
 if TYPE_CHECKING:
     from argparse import Namespace
-
-    from airflow_multideploy.sandbox import Sandbox
 
 PROBLEMS, FAILED = 1, 2
 
@@ -54,12 +53,13 @@ def _local_commands() -> list[ActionCommand]:
     folder = _arg("--folder", metavar="DIR", help="where files are kept; default: one that is removed at the end")
     ports = "port of one stand-in (aws_ecs=5001), or of the control API (control=5000); repeatable"
     seed = (
-        "create RESOURCE on every stand-in, or on one (KIND/RESOURCE), serving IMAGE or, if empty, nothing; repeatable"
+        "create RESOURCE on every stand-in, or on one (KIND/RESOURCE), serving IMAGE or, if empty, nothing; repeatable "
+        "(default: shop=registry.example.com/shop:1.0.0)"
     )
     return [
         _command(
             sandbox,
-            "Serve stand-ins for all platforms on 127.0.0.1 until Ctrl-C",
+            "Serve stand-ins for all platforms on 127.0.0.1 until Ctrl-C, and say how to release to them",
             _arg("--seconds", type=float, default=8.0, help="how long a rollout takes (default: 8)"),
             _arg("--port", action="append", default=[], metavar="KIND=PORT", help=ports),
             _arg("--base-port", type=int, metavar="PORT", help="the control API's; the stand-ins take those after it"),
@@ -86,7 +86,27 @@ def _output() -> Arg:
 
 
 def _command(func: Callable[[Namespace], None], about: str, *args: Arg) -> ActionCommand:
-    return ActionCommand(name=func.__name__, help=about, func=func, args=args)
+    return ActionCommand(name=func.__name__, help=about, func=_piped(func), args=args)
+
+
+def _piped(func: Callable[[Namespace], None]) -> Callable[[Namespace], None]:
+    """Ends the command quietly, with the shell's code for it, when whoever reads its output (``| head``) has left."""
+
+    @wraps(func)
+    def command(args: Namespace) -> None:
+        try:
+            try:
+                func(args)
+            finally:
+                sys.stdout.flush()
+        except (BrokenPipeError, SystemExit) as end:
+            # Rich, which prints the tables, makes a SystemExit of it.
+            if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            raise SystemExit(128 + signal.SIGPIPE) from None
+
+    return command
 
 
 def _fail(message: object, code: int = FAILED) -> NoReturn:
@@ -248,8 +268,19 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 def sandbox(args: Namespace) -> None:
     """Serve the sandbox until SIGINT or SIGTERM, then stop it; exit with 0."""
-    with _told(), _signals(signal.SIGINT, signal.SIGTERM) as wait, _sandbox(args) as running:
-        _print_sandbox(running, args.output)
+    from airflow_multideploy.sandbox.command import document, guide, serve
+    from airflow_multideploy.sandbox.laptop import write_laptop
+
+    options = {"seconds": args.seconds, "ports": args.port, "base_port": args.base_port, "seeds": args.seed}
+    with (
+        _told(),
+        _signals(signal.SIGINT, signal.SIGTERM) as wait,
+        serve(**options, folder=_folder(args)) as running,
+    ):
+        if args.output == "json":
+            _print_json(document(running))
+        else:
+            print(guide(running, write_laptop(running)), flush=True)
         wait()
 
 
@@ -270,87 +301,8 @@ def _signals(*signals: signal.Signals) -> Iterator[Callable[[], object]]:
             signal.signal(each, handler)
 
 
-@contextmanager
-def _sandbox(args: Namespace) -> Iterator[Sandbox]:
-    """The sandbox, seeded.
-
-    :raises SpecError: an option does not fit.
-    :raises MissingExtra: a test server that the stand-ins use is not installed.
-    """
-    from airflow_multideploy.platforms import missing_extra
-    from airflow_multideploy.sandbox import Sandbox
-    from airflow_multideploy.sandbox.world import PLATFORMS
-
-    ports = _ports(args.port, args.base_port, PLATFORMS)
-    seeds = [seed for text in args.seed for seed in _seeds(text, PLATFORMS)]
-    if not args.seconds > 0:
-        raise SpecError(f"--seconds: {args.seconds:g} is no duration; give a number above 0")
-    running = Sandbox(seconds=args.seconds, ports=ports, folder=_folder(args))
-    with ExitStack() as exits:
-        try:
-            exits.enter_context(running)
-        except ImportError as error:
-            raise missing_extra("sandbox", error) from error
-        except OSError as error:
-            asked = ", ".join(f"{kind}={port}" for kind, port in ports.items()) or "free ports"
-            raise SpecError(f"the sandbox ({asked}): {error.strerror or error}; choose others with --port") from error
-        for kind, resource, image in seeds:
-            running.seed(kind, resource, image)
-        yield running
-
-
 def _folder(args: Namespace) -> Path | None:
     return Path(args.folder).expanduser().resolve() if args.folder else None
-
-
-def _ports(options: list[str], base: int | None, kinds: Sequence[str]) -> dict[str, int]:
-    """Ports by kind, and ``control``; what is not asked for takes a free one.
-
-    :raises SpecError: no such kind, or no port.
-    """
-    served = ("control", *kinds)
-    ports = {} if base is None else {kind: base + index for index, kind in enumerate(served)}
-    for option in options:
-        kind, _, port = option.partition("=")
-        if kind not in served or not port.isdecimal():
-            raise SpecError(f"--port {option}: is not KIND=PORT; there are {', '.join(served)}")
-        ports[kind] = int(port)
-    for kind, number in ports.items():
-        if not 0 <= number <= 65_535:
-            raise SpecError(f"{kind}: {number} is no port; take one from 0 (any that is free) to 65535")
-    return ports
-
-
-def _seeds(option: str, kinds: Sequence[str]) -> list[tuple[str, str, str | None]]:
-    """(kind, resource, image or None) for each stand-in that is meant.
-
-    :raises SpecError: it is not ``[KIND/]RESOURCE=[IMAGE]``.
-    """
-    place, equals, image = option.partition("=")
-    kind, slash, resource = place.rpartition("/")
-    if not equals or not resource or (slash and kind not in kinds):
-        raise SpecError(f"--seed {option}: is not RESOURCE=IMAGE or KIND/RESOURCE=IMAGE; kinds are {', '.join(kinds)}")
-    return [(each, resource, image or None) for each in ([kind] if slash else kinds)]
-
-
-def _print_sandbox(running: Sandbox, output: str) -> None:
-    """How to reach it. The lines for people are a shell script: ``source`` them."""
-    names: dict[str, list[str]] = {}
-    for kind, resources in running.seeded().items():
-        for resource in resources:
-            names.setdefault(resource, []).append(kind)
-    targets = {name: {kind: running.target(kind, name) for kind in kinds} for name, kinds in names.items()}
-    if output == "json":
-        connections, environment = running.connections(), running.environment()
-        document = {"connections": connections, "environment": environment, "targets": targets}
-        _print_json({"control_url": running.control_url, **document})
-        return
-    for key, value in running.environment().items():
-        print(f"export {key}={shlex.quote(value)}")
-    print(f"# control API: {running.control_url}")
-    for name, entries in targets.items():
-        print(f"# targets on {name!r}: {json.dumps(entries)}")
-    print("# Ctrl-C stops it", flush=True)
 
 
 def demo(args: Namespace) -> None:

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from airflow_multideploy import platforms
+from airflow_multideploy.factory import read_file
 from airflow_multideploy.sandbox.server import listen
 
 GOOD: dict[str, Any] = {
@@ -115,7 +116,13 @@ def test_validate_tells_every_problem_of_every_service_and_no_secret(run: Run, t
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [(None, "No such file"), ("shop: [1", "is no YAML or JSON"), ("[shop]", "expected a mapping")]
+    ("text", "says"),
+    [
+        (None, "No such file"),
+        ("shop: [1", "is no YAML or JSON"),
+        ("[shop]", "expected a mapping"),
+        ("{services: {}, default: {}}", "did you mean 'defaults'?"),
+    ],
 )
 def test_validate_of_a_file_that_is_no_catalog_is_one_line(
     run: Run, tmp_path: Path, text: str | None, says: str
@@ -253,7 +260,7 @@ def ends(process: subprocess.Popen[str], by: signal.Signals) -> None:
     assert (process.returncode, out, err) == (0, "", "")
 
 
-def test_sandbox_serves_until_sigterm_and_its_lines_are_a_script(tmp_path: Path) -> None:
+def test_sandbox_serves_until_sigterm_and_says_how_to_release_to_it(tmp_path: Path) -> None:
     process = start(tmp_path, "sandbox", "--seconds", "0.3", "--seed", "shop=r.test/shop:1", "--seed", "http/new=")
     try:
         assert process.stdout is not None
@@ -262,11 +269,23 @@ def test_sandbox_serves_until_sigterm_and_its_lines_are_a_script(tmp_path: Path)
             lines.append(line)
             if "Ctrl-C" in line:
                 break
-        exports = dict(shlex.split(line)[1].split("=", 1) for line in lines if line.startswith("export "))
-        assert set(exports) == {f"AIRFLOW_CONN_{name}" for name in ("AWS_PROD", "AZURE_PROD", "GCP_PROD", "DC1")}
+        script = Path(next(shlex.split(line)[1] for line in lines if line.startswith("source ")))
+        assert script.stat().st_mode & 0o077 == 0
+        exports = dict(shlex.split(line)[1].split("=", 1) for line in script.read_text().splitlines())
+        connections = {name for name in exports if name.startswith("AIRFLOW_CONN_")}
+        assert connections == {f"AIRFLOW_CONN_{name}" for name in ("AWS_PROD", "AZURE_PROD", "GCP_PROD", "DC1")}
         assert json.loads(exports["AIRFLOW_CONN_DC1"])["conn_type"] == "http"
-        assert all(line.startswith(("export ", "#")) for line in lines)
-        control = next(line.rpartition(" ")[2].strip() for line in lines if line.startswith("# control API"))
+        catalog = read_file(exports["AIRFLOW__MULTIDEPLOY__CATALOG_FILE"])[0]
+        assert {name: list(service["targets"]) for name, service in catalog.items()} == {
+            "shop": ["aws", "azure", "gcp", "onprem"],
+            "new": ["onprem"],
+        }
+        assert [service["artifact"]["image"] for service in catalog.values()] == [
+            "r.test/shop",
+            "registry.example.com/new",
+        ]
+        control = next(line.rpartition(" ")[2].strip() for line in lines if line.startswith("# The control API"))
+        assert exports["CONTROL"] == control
         state = httpx.get(f"{control}/state", timeout=30).json()
         assert {kind: live["shop"]["image"] for kind, live in state.items()} == dict.fromkeys(state, "r.test/shop:1")
         assert state["http"]["new"]["image"] is None
@@ -274,6 +293,7 @@ def test_sandbox_serves_until_sigterm_and_its_lines_are_a_script(tmp_path: Path)
         ends(process, signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{control}/healthz")
+        assert not script.exists()
     finally:
         process.kill()
 
@@ -290,12 +310,22 @@ def test_sandbox_prints_json_and_stops_on_ctrl_c(tmp_path: Path) -> None:
         document = json.loads(text)
         assert set(document["connections"]) == {"aws_prod", "azure_prod", "gcp_prod", "dc1"}
         assert json.loads(document["environment"]["AIRFLOW_CONN_DC1"]) == document["connections"]["dc1"]
-        assert document["targets"]["shop"]["gcp_cloud_run"]["conn_id"] == "gcp_prod"
+        assert document["catalog"]["shop"]["targets"]["gcp"]["conn_id"] == "gcp_prod"
         assert (tmp_path / "ca" / "ca.pem").is_file()
         assert httpx.get(f"{document['control_url']}/healthz", timeout=30).json()["status"] == "ok"
         ends(process, signal.SIGINT)
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("command", ["schema", "platforms"])
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path, command: str) -> None:
+    process = start(tmp_path, command)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(30)) == ("", 128 + signal.SIGPIPE)
+    process.stderr.close()
 
 
 def test_validate_says_that_the_database_is_missing_not_that_the_catalog_is_empty(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from airflow_multideploy.core.catalog import parse_catalog
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.factory import read_file
 from airflow_multideploy.platforms import adapter, config_type
+from airflow_multideploy.sandbox import Sandbox
+from airflow_multideploy.sandbox.command import guide
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +31,16 @@ def test_the_first_catalog_is_good(tmp_path: Path) -> None:
 def test_the_three_lines_are_the_ones_of_the_dag_file() -> None:
     lines = (ROOT / "dags" / "multideploy_services.py").read_text().split('"""')[-1].strip()
     assert lines in (ROOT / "README.md").read_text()
+
+
+def test_the_commands_for_a_sandbox_are_those_that_it_tells() -> None:
+    with Sandbox(platforms=["http"]) as sandbox:
+        sandbox.seed("http", "shop", None)
+        told = guide(sandbox, Path("sandbox/env.sh")).splitlines()
+    commands = [line for line in told if line.startswith(("source", "airflow"))]
+    readme = [line.partition("    # ")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    at = readme.index(commands[0])
+    assert readme[at : at + 3] == commands
 
 
 def test_the_hand_written_dag_can_be_parsed() -> None:

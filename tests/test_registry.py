@@ -1,4 +1,4 @@
-"""Tags become digests. What a real registry cannot be made to show; `test_build` has a real one."""
+"""Tags become digests. What a real registry cannot be made to show; `images/test_build` has a real one."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def lines(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -
         steps = [s for s in parents if not s.startswith(_BRANCHES)]
         if problem["type"] == "extra_forbidden" or not last.startswith(_BRANCHES):
             steps.append(last)
-        path = ".".join([prefix, *map(_shown, steps)] if prefix else map(_shown, steps))
+        path = _shown(".".join([prefix, *map(_shown, steps)] if prefix else map(_shown, steps)))
         if problem["type"] == "extra_forbidden":
             guess = difflib.get_close_matches(steps[-1], _keys(model, steps[:-1]), n=1)
             hint = f"did you mean {guess[0]!r}?" if guess else "remove it"

@@ -195,7 +195,7 @@ class Platform(ABC, Generic[C]):
             yield
         except MultideployError:
             raise
-        except Exception as error:  # an SDK raises anything about a body that it does not understand
+        except Exception as error:  # noqa: BLE001 - an SDK raises anything about a body that it does not understand
             at = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{type(error).__name__} in {PurePath(at.filename).name}, line {at.lineno}"
             raise self.error(f"a document is not what the platform's API promises ({where})", retryable=True) from None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from airflow_multideploy.core.models import redact
 
-
 MOST_WORDS = 1000
 """Characters of one problem, or of one answer's words: the rest is no help to a person, and fills logs and stores."""
 

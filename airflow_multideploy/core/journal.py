@@ -112,13 +112,19 @@ class _Bad(Document):
     images: dict[str, str]
 
 
+class _Closed(Document):
+    dag_id: str
+    run_id: str
+    clear: int
+
+
 class Journal:
     """One target's journal over a `Store`. One writer at a time: there is no compare-and-set.
 
     :param name: ``service/target``, as errors name it.
     """
 
-    ENTRY, LIVE, BAD = "journal", "live", "bad"
+    ENTRY, LIVE, BAD, CLOSED = "journal", "live", "bad", "closed"
     KEPT_BAD = 50
 
     def __init__(self, store: Store, name: str = "this target") -> None:
@@ -162,6 +168,18 @@ class Journal:
         known = self.bad()
         if known.pop(image, None) is not None:
             self._store.set(self.BAD, known)
+
+    def close(self, dag_id: str, run_id: str, clear: int) -> None:
+        """The run's deploys are over: no rollout of it starts or goes on here, until a person clears its tasks again."""
+        self._store.set(self.CLOSED, _Closed(dag_id=dag_id, run_id=run_id, clear=clear).dump())
+
+    def closed(self, dag_id: str, run_id: str, clear: int) -> bool:
+        """Whether a rollout of that run, started when its tasks had been cleared so often, comes too late."""
+        document = self._store.get(self.CLOSED)
+        if document is None:
+            return False
+        mark = self._load(_Closed, self.CLOSED, document)
+        return (mark.dag_id, mark.run_id) == (dag_id, run_id) and clear <= mark.clear
 
     def _load(self, kind: type[D], key: str, document: object) -> D:
         remedy = (

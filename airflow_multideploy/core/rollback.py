@@ -76,7 +76,7 @@ class WayBack:
     def begin(self, entry: Entry) -> Entry:
         """Journal that we go back, write to the platform, journal what was written; returns without waiting.
 
-        :raises RollbackFailed: refused, drift, or no answer after retries; journalled.
+        :raises RollbackFailed: refused, drift, or no answer after retries; journalled. Or somebody else took over.
         """
         now = self.clock.time()
         running = entry.phase is Phase.ROLLING_BACK and (entry.rollback_deadline or 0) > now
@@ -104,8 +104,10 @@ class WayBack:
                 lambda: self.platform.rollback(entry.release, snapshot, entry.handle), clock=self.clock, until=deadline
             )
         except PlatformError as error:
+            self._still_mine(entry)
             self._failed(entry, str(error))
             raise RollbackFailed(str(error)) from error
+        self._still_mine(entry)
         return self.journal.write(entry.to(Phase.ROLLING_BACK, back=back))
 
     def conclude(self, entry: Entry, seen: Observation) -> Entry:
@@ -113,7 +115,10 @@ class WayBack:
 
         An entry that is still ``rolling_back`` asks for another `begin`, while there is time: somebody (an orphan of
         ours, perhaps) wrote after us, or the platform failed on the way, which it is asked for `ATTEMPTS` times.
+
+        :raises RollbackFailed: somebody else took over since; nothing was journalled.
         """
+        self._still_mine(entry)
         now = self.clock.time()
         if seen.state is State.HEALTHY:
             previous = entry.snapshot.image if entry.snapshot else None
@@ -133,6 +138,11 @@ class WayBack:
         if (failed or seen.state is State.SUPERSEDED) and now < (entry.rollback_deadline or 0):
             return self.journal.write(entry.to(Phase.ROLLING_BACK, back=None))
         return self._failed(entry, f"{self.platform.name}: the way back ended {seen.state}: {seen.reason}")
+
+    def _still_mine(self, entry: Entry) -> None:
+        """An attempt that was thought dead must not write over what came after it."""
+        if (now := self.journal.read()) != entry:
+            raise RollbackFailed(f"{self.platform.name}: stopped: the journal now says {now and now.phase}")
 
     def _failed(self, entry: Entry, reason: str) -> Entry:
         return self.journal.write(

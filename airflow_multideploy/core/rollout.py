@@ -13,6 +13,7 @@ from airflow_multideploy.core.contract import Handle, Observation, Platform, Rel
 from airflow_multideploy.core.errors import InDoubt, KnownBad, PlatformError, RolloutFailed
 from airflow_multideploy.core.journal import Entry, Journal, Phase
 from airflow_multideploy.core.reconcile import facts
+from airflow_multideploy.core.rollback import WayBack
 from airflow_multideploy.core.wait import Clock, persist
 
 CONTINUABLE = frozenset({Phase.PENDING, Phase.SNAPSHOTTED, Phase.DEPLOYING, Phase.VERIFYING})
@@ -74,6 +75,7 @@ class Rollout:
 
             def deploy() -> Handle:
                 nonlocal calls
+                self._still_mine(entry, entry)  # each time: between calls there is room for a whole rollback
                 calls += 1
                 return self.platform.deploy(entry.release, snapshot)
 
@@ -81,10 +83,13 @@ class Rollout:
             entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True, settled=False))
             handle = persist(deploy, clock=self.clock, until=deadline)
         except PlatformError as error:
+            if calls:
+                self._give_way(entry, None)
             if error.no_effect and calls == 1 and entry.attempt == 1:
                 entry = entry.to(entry.phase, touched=before)
             self._refused(entry, error, opened)
             raise
+        self._give_way(entry, handle)
         self._still_mine(entry, entry)
         return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=handle.changed or before))
 
@@ -152,13 +157,25 @@ class Rollout:
         """An attempt that was thought dead must not write after the rollback of its run began.
 
         :param opened: what the journal held when this attempt began.
-        :raises RolloutFailed: the journal says that somebody else took over.
+        :raises RolloutFailed: the journal says that somebody else took over, or that the run's deploys are over.
         """
+        if self.journal.closed(self.dag_id, self.run_id, self.clear):
+            raise RolloutFailed(f"{self.platform.name}: stopped: the deploys of run {self.run_id!r} are over")
         if (now := self._taken_over(entry, opened)) is not None:
             raise RolloutFailed(
                 f"{self.platform.name}: stopped: since this attempt began, the journal says {now.phase} "
                 f"(run {now.run_id!r})"
             )
+
+    def _give_way(self, entry: Entry, handle: Handle | None) -> None:
+        """Take back a write that came through after the rollback of its run had looked: nobody else would."""
+        now = self.journal.read()
+        if now is None or entry.snapshot is None or not self._mine(now) or now.rollout != entry.rollout:
+            return
+        if now.phase is Phase.ROLLED_BACK:
+            WayBack(self.platform, self.journal, self.clock).go(now)
+        elif now.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):  # whose way back it is looks for itself
+            self.platform.rollback(entry.release, entry.snapshot, handle)
 
     def _taken_over(self, entry: Entry, opened: Entry | None) -> Entry | None:
         """What the journal says, when that is neither what it said before nor a state of this rollout's own."""
@@ -173,7 +190,8 @@ class Rollout:
 
         While something of this run is live, the snapshot stays what ran before the run: that is what it goes back to.
         """
-        keep = entry.touched and (not entry.settled or entry.phase is Phase.SUCCEEDED)
+        back = entry.phase is Phase.ROLLED_BACK and entry.snapshot is not None and entry.snapshot.exists
+        keep = entry.touched and not (entry.settled and back)
         return self._new(release, rollout=entry.rollout + 1, over=entry if keep else None)
 
     def _new(self, release: Release, *, rollout: int, over: Entry | None) -> Entry:

@@ -21,10 +21,13 @@ from airflow_multideploy.sandbox.world import PLATFORMS, StandIn, World
 if TYPE_CHECKING:
     import trustme
 
-__all__ = ["CONN_IDS", "Sandbox"]
+__all__ = ["CONN_IDS", "TARGETS", "Sandbox"]
 
 CONN_IDS = {"aws_ecs": "aws_prod", "azure_web_app": "azure_prod", "gcp_cloud_run": "gcp_prod", "http": "dc1"}
 """The Airflow Connection that leads to each stand-in."""
+
+TARGETS = {"aws": "aws_ecs", "azure": "azure_web_app", "gcp": "gcp_cloud_run", "onprem": "http"}
+"""What the sandbox's own catalog calls the target on each stand-in."""
 
 _STAND_INS = {
     "aws_ecs": "AwsEcsStandIn",
@@ -67,7 +70,7 @@ class Sandbox:
         self.platforms = tuple(platforms)
         self.world = World(seconds=seconds, per_platform=dict(per_platform or {}))
         self.stand_ins: dict[str, StandIn] = {}
-        self.control_url = ""
+        self.control_url, self.folder = "", Path()
         self._ports, self._secrets, self._folder = dict(ports or {}), dict(secrets or {}), folder
         self._seeded: dict[str, set[str]] = {}
         self._exits = ExitStack()
@@ -79,9 +82,11 @@ class Sandbox:
 
         self._stopped.clear()
         with ExitStack() as exits:
-            ca = self._authority(exits)
+            folder = self._folder or Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="multideploy-")))
+            self.folder = folder.resolve()
+            ca, ca_file = _authority(self.folder)
             for kind in self.platforms:
-                stand_in = self._stand_in(kind, ca)
+                stand_in = self._stand_in(kind, ca, ca_file)
                 stand_in.start()
                 exits.callback(stand_in.stop)
                 self.stand_ins[kind] = stand_in
@@ -107,6 +112,16 @@ class Sandbox:
         """The whole catalog entry of a target on a resource of a stand-in."""
         return {**self.stand_ins[kind].target(resource), "conn_id": CONN_IDS[kind]}
 
+    def catalog(self) -> dict[str, Any]:
+        """A whole catalog: each seeded resource is a service, with a target on every stand-in that has it."""
+        services: dict[str, Any] = {}
+        for target, kind in TARGETS.items():
+            for resource in self.seeded().get(kind, []):
+                image = self.stand_ins[kind].live(resource).image or f"registry.example.com/{resource}"
+                new = {"artifact": {"image": _repository(image)}, "targets": {}}
+                services.setdefault(resource, new)["targets"][target] = self.target(kind, resource)
+        return services
+
     def seed(self, kind: str, resource: str, image: str | None) -> None:
         """Create a resource, as `StandIn.seed`, and show it in ``GET /state`` from now on."""
         self.stand_ins[kind].seed(resource, image)
@@ -124,22 +139,31 @@ class Sandbox:
         """Let `wait` return, for a signal handler; the ports close when the ``with`` block is left."""
         self._stopped.set()
 
-    def _stand_in(self, kind: str, ca: trustme.CA) -> StandIn:
+    def _stand_in(self, kind: str, ca: trustme.CA, ca_file: Path) -> StandIn:
         cls = getattr(import_module(f"{__name__}.{kind}"), _STAND_INS[kind])
-        secret = {"secret": self._secrets[kind]} if kind in self._secrets else {}
-        stand_in: StandIn = cls(self.world, port=self._ports.get(kind, 0), ca=ca, **secret)
+        options: dict[str, Any] = {"ca_file": ca_file} if kind == "azure_web_app" else {}
+        if kind in self._secrets:
+            options["secret"] = self._secrets[kind]
+        stand_in: StandIn = cls(self.world, port=self._ports.get(kind, 0), ca=ca, **options)
         return stand_in
 
-    def _authority(self, exits: ExitStack) -> trustme.CA:
-        import trustme
 
-        folder = self._folder or Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="multideploy-")))
-        folder.mkdir(parents=True, exist_ok=True)
-        pem, key = folder / "ca.pem", folder / "ca.key"
-        if pem.exists() and key.exists():
-            return trustme.CA.from_pem(pem.read_bytes(), key.read_bytes())
-        ca = trustme.CA()
-        key.touch(mode=0o600)
-        ca.private_key_pem.write_to_path(key)
-        ca.cert_pem.write_to_path(pem)
-        return ca
+def _repository(image: str) -> str:
+    """An image reference without tag and digest."""
+    path, slash, name = image.partition("@")[0].rpartition("/")
+    return path + slash + name.partition(":")[0]
+
+
+def _authority(folder: Path) -> tuple[trustme.CA, Path]:
+    """The certificate authority that lives in a folder, made there when there is none; and its certificate's file."""
+    import trustme
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pem, key = folder / "ca.pem", folder / "ca.key"
+    if pem.exists() and key.exists():
+        return trustme.CA.from_pem(pem.read_bytes(), key.read_bytes()), pem
+    ca = trustme.CA()
+    key.touch(mode=0o600)
+    ca.private_key_pem.write_to_path(key)
+    ca.cert_pem.write_to_path(pem)
+    return ca, pem

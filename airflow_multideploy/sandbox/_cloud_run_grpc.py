@@ -63,6 +63,11 @@ def messages() -> dict[str, tuple[str, Any, Any]]:
     }
 
 
+def _hold(fault: CallFault) -> None:
+    for pause in fault.hold():
+        time.sleep(pause)
+
+
 class GrpcServer:
     """The calls on a loopback port.
 
@@ -122,7 +127,9 @@ class GrpcServer:
         call = world.record(
             Call(world.now(), KIND, operation, name in WRITES, fault=None if fault is None else fault.answer)
         )
-        if fault is not None and fault.answer != "lost":
+        if fault is not None and fault.answer == "held":
+            _hold(fault)
+        if fault is not None and (fault.dropped or fault.answer not in ("lost", "held", "held_after")):
             return self._fault(fault, call, context)
         try:
             headers = dict(context.invocation_metadata())
@@ -133,7 +140,9 @@ class GrpcServer:
             call.status = HTTP_STATUS[error.code]
             self._abort(context, error.code, error.message)
         call.status = 200
-        if fault is not None:
+        if fault is not None and fault.answer == "held_after":
+            _hold(fault)
+        if fault is not None and fault.answer == "lost":
             self._abort(context, "UNAVAILABLE", "Socket closed")
         return answer
 

@@ -19,7 +19,6 @@ import re
 import secrets
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,13 +61,20 @@ class AzureWebAppStandIn:
     """Resource Manager, Entra and the sites behind one TLS address.
 
     :param ca: signs the server's certificate; None: one of its own.
+    :param ca_file: where other processes find the certificate of ``ca``; None: written to a temporary folder.
     :param secret: the client secret that Entra accepts.
     """
 
     kind = KIND
 
     def __init__(
-        self, world: World, *, port: int = 0, ca: trustme.CA | None = None, secret: str = "sandbox-secret"
+        self,
+        world: World,
+        *,
+        port: int = 0,
+        ca: trustme.CA | None = None,
+        ca_file: Path | None = None,
+        secret: str = "sandbox-secret",
     ) -> None:
         import trustme
 
@@ -84,8 +90,10 @@ class AzureWebAppStandIn:
         self._lock = threading.RLock()
         self._folder = tempfile.TemporaryDirectory(prefix="sandbox-azure-")
         ca = ca or trustme.CA()
-        self.ca_file, chain = (str(Path(self._folder.name) / name) for name in ("ca.pem", "server.pem"))
-        ca.cert_pem.write_to_path(self.ca_file)
+        own, chain = (str(Path(self._folder.name) / name) for name in ("ca.pem", "server.pem"))
+        self.ca_file = str(ca_file or own)
+        if ca_file is None:
+            ca.cert_pem.write_to_path(own)
         ca.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(chain)
         app = Faults(self._app, world, KIND, describe=_describe, error_body=_error_body)
         self._server = Server(app, port=port, tls=(chain, chain))
@@ -97,13 +105,6 @@ class AzureWebAppStandIn:
 
     def stop(self) -> None:
         """Stop serving."""
-        # Closing TLS waits for the peer's farewell, and a client that was cut off by a fault never says it.
-        open_connections = self._server._server.server_state.connections
-        for connection in list(open_connections):
-            connection.loop.call_soon_threadsafe(connection.transport.abort)
-        until = time.monotonic() + 2
-        while open_connections and time.monotonic() < until:
-            time.sleep(0.01)
         self._server.stop()
         self._folder.cleanup()
 

@@ -67,10 +67,13 @@ def test_a_release_runs_against_it_and_the_control_api_tells_the_truth(
 
 def test_faults_are_listed_and_forgotten(sandbox: Sandbox) -> None:
     faults = [{"platform": "http", "outcome": "hangs"}, {"platform": "http", "answer": "500", "operation": "^PUT"}]
-    assert call(sandbox, "POST", "/faults", faults)[0] == 201
+    assert call(sandbox, "POST", "/faults", [*faults, {"rate": 0.0, "answers": ["500"]}])[0] == 201
     document = call(sandbox, "GET", "/faults")[1]
     assert [len(document[kind]) for kind in ("rollout_faults", "call_faults")] == [1, 1]
-    assert call(sandbox, "DELETE", "/faults") == (200, {"rollout_faults": [], "call_faults": [], "calls": 0})
+    assert document["random_faults"]["answers"] == ["500"]
+    status, document = call(sandbox, "DELETE", "/faults")
+    assert status == 200
+    assert not any(document.values())
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,7 @@ def test_faults_are_listed_and_forgotten(sandbox: Sandbox) -> None:
         ("POST", "/faults", {"platform": "htpp", "outcome": "fails"}, "platform: expected one of http, got 'htpp'"),
         ("POST", "/faults", {"platform": "http", "outcome": "explodes"}, "outcome: Input should be"),
         ("POST", "/faults", {"platform": "http", "answer": "418"}, "answer: Input should be"),
+        ("POST", "/faults", {"rate": "often"}, "rate: Input should be a valid number"),
         ("POST", "/faults", {"platform": "http", "answer": "500", "nth": "2"}, "nth: Input should be a valid integer"),
         ("POST", "/faults", {"platform": "http", "answer": "500", "ntth": 2}, "unknown ntth"),
         ("POST", "/faults", {"platform": "http", "answer": "500", "operation": "("}, "no regular expression"),
@@ -169,6 +173,8 @@ def test_all_four_platforms_are_served(tmp_path: Path) -> None:
     with Sandbox(seconds=0.1, folder=tmp_path) as sandbox:
         assert set(sandbox.connections()) == set(CONN_IDS.values())
         assert {f"AIRFLOW_CONN_{name.upper()}" for name in CONN_IDS.values()} == set(sandbox.environment())
+        # What other processes read of it is in the folder that it was given.
+        assert sandbox.connections()["azure_prod"]["extra"]["ca_file"] == str(tmp_path / "ca.pem")
         for kind in CONN_IDS:
             status, live = call(sandbox, "POST", "/seed", {"platform": kind, "resource": "shop", "image": OLD})
             assert (status, live["image"]) == (201, OLD), kind

@@ -1,14 +1,10 @@
-"""The build step with real builders and a real registry, where there are some; and with builders that misbehave."""
+"""The build step with real builders and a real registry, where there are some; the operator around it."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
-import stat
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +12,13 @@ from typing import Any
 import pytest
 
 from airflow_multideploy import registry
-from airflow_multideploy.builder import ImageBuilder, find_builder
+from airflow_multideploy.builder import find_builder
 from airflow_multideploy.core.errors import BuildFailed, SpecError
-from airflow_multideploy.core.models import Build
 from airflow_multideploy.operators.build import BuildImageOperator
+from tests.images.conftest import AUTH, PASSWORD, PRINT_DIGEST, builder, program
 from tests.registry_server import docker_registry
 
-PASSWORD = "correct-horse-battery"
 HTPASSWD = "robot:$2y$05$abcdefghijklmnopqrstuuSnF5tLPqPFqc0z9CY0HcSLFbSRlL67u"
-AUTH = "cm9ib3Q6Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5"
-IMAGE = "127.0.0.1:{port}/team/shop"
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:
@@ -55,58 +48,6 @@ def buildah_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(tmp_path / "storage.conf"))
     monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
-
-
-@pytest.fixture
-def context_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "context"
-    folder.mkdir()
-    (folder / "Dockerfile").write_text(
-        "FROM scratch\nARG greeting\nLABEL greeting=$greeting\nCOPY index.html /index.html\n"
-    )
-    (folder / "index.html").write_text("hello\n")
-    return folder
-
-
-@pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is the whole PATH but for the system's, first: builders of our own making go here."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    return folder
-
-
-def program(folder: Path, name: str, script: str) -> Path:
-    path = folder / name
-    path.write_text("#!/bin/bash\n" + script)
-    path.chmod(0o755)
-    return path
-
-
-def builder(
-    context: Path,
-    *,
-    version: str = "1.0",
-    log: list[str] | None = None,
-    image: str = "127.0.0.1:1/team/shop",
-    known: bool = True,
-    **build: Any,
-) -> ImageBuilder:
-    """A builder whose registry nobody listens on: only what is in front of the push is looked at."""
-    target = registry.Registry(
-        registry.parse_image(image), "http://127.0.0.1:1", *(("robot", PASSWORD) if known else ())
-    )
-    lines = [] if log is None else log
-    return ImageBuilder(Build(context=str(context), **build), target, version=version, log=lines.append)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended (a zombie has)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 # --- the real path
@@ -293,126 +234,3 @@ def test_arguments_come_from_the_plan_task() -> None:
 def test_an_operator_without_image_or_plan_is_refused() -> None:
     with pytest.raises(ValueError, match="plan_task_id"):
         BuildImageOperator(task_id="build", image="shop")
-
-
-# --- secrets
-
-PRINT_DIGEST = 'case "$*" in *push*) echo "1.0: digest: sha256:' + "a" * 64 + ' size: 1";; esac\n'
-
-
-def test_docker_gets_credentials_in_a_private_file_that_is_gone_afterwards(
-    programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = tmp_path / "own"
-    (own / "contexts").mkdir(parents=True)
-    (own / "config.json").write_text(
-        json.dumps(
-            {"currentContext": "build-host", "credsStore": "desktop", "auths": {"other.example": {"auth": "b3RoZXI="}}}
-        )
-    )
-    monkeypatch.setenv("DOCKER_CONFIG", str(own))
-    copy, seen = tmp_path / "copy.json", tmp_path / "seen"
-    program(
-        programs,
-        "docker",
-        f'cp "$DOCKER_CONFIG/config.json" {copy}; ls "$DOCKER_CONFIG" > {seen}.ls\n'
-        f'stat -c "%a %n" "$DOCKER_CONFIG" "$DOCKER_CONFIG/config.json" > {seen}; printf "%s\\n" "$@" >> {seen}.argv\n'
-        + PRINT_DIGEST,
-    )
-    assert builder(context_folder).run() == "sha256:" + "a" * 64
-    assert json.loads(copy.read_text()) == {
-        "currentContext": "build-host",
-        "auths": {"127.0.0.1:1": {"auth": AUTH}},
-    }
-    (folder_mode, folder), (file_mode, _) = (line.split() for line in seen.read_text().splitlines())
-    assert (folder_mode, file_mode) == ("700", "600")
-    assert not Path(folder).exists()
-    assert "contexts" in Path(f"{seen}.ls").read_text().split()
-    argv = Path(f"{seen}.argv").read_text()
-    assert PASSWORD not in argv
-    assert AUTH not in argv
-    assert stat.S_ISDIR((own / "contexts").stat().st_mode), "the worker's own folder is untouched"
-
-
-def test_without_credentials_the_workers_own_docker_login_is_used(
-    programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    program(programs, "docker", f'echo "$DOCKER_CONFIG" > {tmp_path}/seen\n{PRINT_DIGEST}')
-    builder(context_folder, known=False).run()
-    assert (tmp_path / "seen").read_text().strip() == str(tmp_path)
-
-
-def test_secrets_in_the_builders_output_are_masked(programs: Path, context_folder: Path) -> None:
-    program(programs, "docker", f'printf "\\033[31mlogin robot:{PASSWORD} {AUTH}\\033[0m\\n" >&2; exit 3')
-    log: list[str] = []
-    with pytest.raises(BuildFailed) as caught:
-        builder(context_folder, log=log).run()
-    assert log == ["login robot:*** ***"]
-    assert "docker build ended with 3; its last words:\nlogin robot:*** ***" in str(caught.value)
-
-
-def test_the_message_holds_the_last_lines_only(programs: Path, context_folder: Path) -> None:
-    program(programs, "docker", "for i in $(seq 1 500); do echo line-$i; done; exit 1")
-    log: list[str] = []
-    with pytest.raises(BuildFailed) as caught:
-        builder(context_folder, log=log).run()
-    assert len(log) == 500
-    assert str(caught.value).splitlines()[1:] == [f"line-{i}" for i in range(486, 501)]
-
-
-# --- the end of processes
-
-FAMILY = 'sleep 300 & echo $! > {pids}; (trap "" TERM; sleep 300) & echo $! >> {pids}; echo started; wait\n'
-
-
-def test_a_time_out_kills_the_whole_process_group(
-    programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_multideploy.builder.GRACE", 0.3)
-    program(programs, "docker", FAMILY.format(pids=tmp_path / "pids"))
-    started = time.monotonic()
-    with pytest.raises(BuildFailed, match=r"(?s)did not end within build.timeout \(0.5 s.*started"):
-        builder(context_folder, timeout=0.5).run()
-    assert time.monotonic() - started < 5
-    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
-    assert len(pids) == 2
-    assert all(gone(pid) for pid in pids)
-
-
-def test_on_kill_ends_the_build_and_starts_no_push(
-    programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_multideploy.builder.GRACE", 0.3)
-    program(
-        programs, "docker", f'echo "$1" >> {tmp_path}/ran; trap "exit 0" TERM\n' + FAMILY.format(pids=tmp_path / "pids")
-    )
-    operator = BuildImageOperator(task_id="build", image="127.0.0.1:1/team/shop", version="1.0")
-    operator._builder = builder(context_folder)
-    timer = threading.Timer(0.5, operator.on_kill)
-    timer.start()
-    with pytest.raises(BuildFailed, match="cancelled"):
-        operator._builder.run()
-    timer.join()
-    assert all(gone(int(line)) for line in (tmp_path / "pids").read_text().split())
-    assert (tmp_path / "ran").read_text().split() == ["build"], (
-        "the builder said success when it was killed, yet no push"
-    )
-    with pytest.raises(BuildFailed, match="cancelled before"):
-        operator._builder.run()
-
-
-def test_an_interrupt_leaves_no_builder_behind(programs: Path, context_folder: Path, tmp_path: Path) -> None:
-    program(programs, "docker", f"echo $$ > {tmp_path}/pid; exec sleep 300")
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            builder(context_folder).run()
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert gone(int((tmp_path / "pid").read_text()))
