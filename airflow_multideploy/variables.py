@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
+from airflow_multideploy.core.catalog import split
 from airflow_multideploy.core.errors import SpecError
 
 INDEX = "multideploy_services"
@@ -79,36 +81,41 @@ def read_catalog() -> tuple[dict[str, Any], Any]:
 
     :raises SpecError: the index Variable is neither a mapping nor a list of names.
     """
-    index = read_json(INDEX)
-    defaults = read_json(DEFAULTS) if index else None
-    if index is None:
-        return {}, defaults
-    if isinstance(index, list):
-        return {str(name): _document(ONE + str(name)) for name in index}, defaults
-    if not isinstance(index, Mapping):
-        raise SpecError(f"Variable {INDEX}: expected a mapping or a list of names, got {type(index).__name__}")
-    shards = {shard: _document(SHARD + shard) for shard in set(filter(_is_text, index.values()))}
-    entries = {
-        name: _in_shard(shards[entry], name, entry) if _is_text(entry) else entry for name, entry in index.items()
-    }
-    return entries, defaults
+    index, defaults = _index()
+    document = cache(_document)
+    return {name: _resolve(name, entry, document) for name, entry in index.items()}, defaults
 
 
 def read_entry(name: str) -> tuple[Any, Any]:
     """One service's entry (None when there is none) and the defaults."""
+    index, defaults = _index()
+    return _resolve(name, index.get(name), _document), defaults
+
+
+_OWN = object()
+"""Stands in the index for a service that has a Variable of its own."""
+
+
+def _index() -> tuple[dict[str, Any], Any]:
     index = read_json(INDEX)
+    if index is None:
+        return {}, None
     if isinstance(index, list):
-        return (_document(ONE + name) if name in index else None), read_json(DEFAULTS)
-    if not isinstance(index, Mapping) or name not in index:
-        return None, None
-    entry = index[name]
-    if _is_text(entry):
-        entry = _in_shard(_document(SHARD + entry), name, entry)
-    return entry, read_json(DEFAULTS)
+        return {str(name): _OWN for name in index}, read_json(DEFAULTS)
+    if not isinstance(index, Mapping):
+        raise SpecError(f"Variable {INDEX}: expected a mapping or a list of names, got {type(index).__name__}")
+    try:
+        entries, defaults = split(index)  # a file's layout, which people put into the Variable as it is
+    except SpecError as error:
+        raise SpecError([f"Variable {INDEX}: {problem}" for problem in error.problems]) from None
+    return entries, read_json(DEFAULTS) if defaults is None else defaults
 
 
-def _is_text(entry: object) -> bool:
-    return isinstance(entry, str)
+def _resolve(name: str, entry: Any, document: Callable[[str], Any]) -> Any:
+    """The service's entry, wherever the index says that it is, or the error that stands in its place."""
+    if entry is _OWN:
+        return document(ONE + name)
+    return _in_shard(document(SHARD + entry), name, entry) if isinstance(entry, str) else entry
 
 
 def _in_shard(document: Any, name: str, shard: str) -> Any:

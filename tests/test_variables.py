@@ -35,8 +35,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Any:
             "multideploy_service_cart": CART,
         },
         {"multideploy_services": {"shop": "a", "cart": CART}, "multideploy_services_a": {"shop": SHOP}},
+        {"multideploy_services": {"services": {"shop": SHOP, "cart": CART}, "defaults": {}}},
     ],
-    ids=["mapping", "list", "shards"],
+    ids=["mapping", "list", "shards", "a file's layout"],
 )
 def test_each_layout_reads_the_same(given: Any, values: dict[str, object]) -> None:
     given(**values)
