@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/.ready
 
-.PHONY: setup test lint types demo demo-ui bench build requirements test-quick coverage test-compose clean
+.PHONY: setup test lint types demo demo-ui bench build requirements test-quick coverage test-compose test-chaos clean
 
 setup: $(READY)
 
@@ -24,6 +24,9 @@ test-quick: setup  ## without the real scheduler
 
 test-compose: setup  ## docker-compose.yaml for real, where a Docker Engine can run
 	$(BIN)/python -m tests.system.compose
+
+test-chaos: setup  ## kills on a real Airflow, PostgreSQL, Redis, Celery: all of it takes 40 minutes; ARGS="--short" a few
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -302,7 +302,7 @@ class _Session:
             words = str(error) or type(error).__name__
             raise self.error(f"does not answer {method} {urlsplit(url).path}: {words}", retryable=True) from error
         # iter_bytes has decoded the body already
-        kept = [(k, v) for k, v in response.headers.multi_items() if k not in ("content-encoding", "content-length")]
+        kept = [(k, v) for k, v in response.headers.raw if k.lower() not in (b"content-encoding", b"content-length")]
         return httpx.Response(response.status_code, headers=kept, content=bytes(body), request=response.request)
 
     def _answer_challenge(self, client: httpx.Client, refused: httpx.Response) -> str:
@@ -334,7 +334,7 @@ class _Session:
         try:
             document = response.json()
             token = document.get("token") or document.get("access_token")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise self.error(
                 f"answered GET {realm} with something that is no token document", retryable=True
             ) from error
@@ -364,6 +364,6 @@ def _words(response: httpx.Response) -> str:
     try:
         errors = response.json()["errors"]
         text = "; ".join(f"{e.get('code', '')} {e.get('message', '')}".strip() for e in errors)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""
     return text[:300]

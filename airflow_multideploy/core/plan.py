@@ -100,7 +100,8 @@ def make_plan(
     :raises SpecError: an unknown key, a bad version, an unknown target: all of them at once.
     """
     problems = [
-        f"conf.{key}: unknown key; known: {', '.join(CONF_KEYS)}" for key in sorted(set(conf) - set(CONF_KEYS), key=str)
+        f"conf.{key!s:.80}: unknown key; known: {', '.join(CONF_KEYS)}"
+        for key in sorted(set(conf) - set(CONF_KEYS), key=str)
     ]
     version = service.version if conf.get("version") in (None, "") else conf["version"]
     if version is None:
@@ -144,7 +145,7 @@ def _selection(service: Service, chosen: object) -> list[str]:
     if not chosen:
         return ["conf.targets: empty; name at least one target, or leave it out for all"]
     known = ", ".join(service.targets)
-    problems = [f"conf.targets: no target {t!r}; there are: {known}" for t in chosen if t not in service.targets]
+    problems = [f"conf.targets: no target {t!r:.80}; there are: {known}" for t in chosen if t not in service.targets]
     policy = service.success.policy
     if isinstance(policy, AtLeast) and not problems and policy.at_least > len(set(chosen)):
         problems.append(

@@ -10,8 +10,9 @@ from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_multideploy import variables
 from airflow_multideploy.core.errors import ReleaseFailed
-from airflow_multideploy.core.journal import Entry, Phase
+from airflow_multideploy.core.journal import GOOD, Entry, Phase
 from airflow_multideploy.core.models import AtLeast, Edge, Notify, Policy, Strategy, TargetConfig
+from airflow_multideploy.core.plan import Plan
 from airflow_multideploy.core.rollout import CONTINUABLE
 from airflow_multideploy.core.status import Status, TargetResult, result_of
 from airflow_multideploy.core.verdict import Rules, Verdict, judge, table
@@ -71,7 +72,7 @@ class ReleaseOperator(BaseOperator):
     def judge(self, context: Context, *, final: bool = True) -> Verdict:
         """The verdict as it is now: from the journals, and from XCom for targets that have none in this run."""
         plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
-        results = {target: self._result(context, target) for target in self.tasks}
+        results = self._results(context, plan)
         if plan is None:
             rules, configs = self.rules, self._configs(context)
             asked = str((context["dag_run"].conf or {}).get("version") or "")
@@ -97,6 +98,26 @@ class ReleaseOperator(BaseOperator):
             refused=self._refused(context, planned=plan is not None, results=results),
         )
 
+    def _results(self, context: Context, plan: Plan | None) -> dict[str, TargetResult]:
+        aside = () if plan is None else self.tasks.keys() - set(plan.selected)
+        skipped = {target: TargetResult(target=target, phase=Phase.SKIPPED, deployed=Phase.SKIPPED) for target in aside}
+        results = {target: skipped.get(target) or self._result(context, target) for target in self.tasks}
+        earlier = self._decided(context)
+        for was in Verdict.model_validate(earlier).results if earlier else ():
+            now = results[was.target]
+            if now.deployed in GOOD and now.phase not in GOOD:
+                # Its task went on while it was taken for failed, and came to a good end before its rollback: what was
+                # decided, and undone, stays decided.
+                results[was.target] = now.model_copy(update={"deployed": was.deployed, "reason": was.reason})
+        return results
+
+    def _decided(self, context: Context) -> dict[str, Any] | None:
+        """What aggregate_status said, for the tasks after it."""
+        if self.task_id == self.aggregate_task_id:
+            return None
+        said: dict[str, Any] | None = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
+        return said
+
     def _stopped(self, context: Context, results: Mapping[str, TargetResult], *, planned: bool) -> bool:
         """Whether a person stopped the run.
 
@@ -104,8 +125,7 @@ class ReleaseOperator(BaseOperator):
         turn is skipped by Airflow, not by us; and those under way have failed although tries were left. One alone of
         the latter is a task that was marked failed, which counts as a failed target.
         """
-        earlier = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
-        if earlier and self.task_id != self.aggregate_task_id:
+        if (earlier := self._decided(context)) is not None:
             return bool(earlier["cancelled"])
         under_way = 0
         for target, task_id in self.tasks.items():
@@ -135,10 +155,13 @@ class ReleaseOperator(BaseOperator):
     def _result(self, context: Context, target: str) -> TargetResult:
         entry = self._entry(context, target)
         pushed = context["ti"].xcom_pull(task_ids=self.tasks[target], key=ROLLOUT)
-        if entry is not None:
-            return result_of(entry, critical=True)
         what = f"{self.service_name}/{target}: the result that {self.tasks[target]} left in XCom"
-        return TargetResult.load(pushed, what=what, remedy="clear that task") if pushed else TargetResult(target=target)
+        said = TargetResult.load(pushed, what=what, remedy="clear that task") if pushed else TargetResult(target=target)
+        if entry is None:
+            return said
+        # Cleared, and skipped this time: what it once came to no longer counts, unless something of it is left there.
+        gone = entry.settled and (entry.phase is Phase.ROLLED_BACK or not entry.touched)
+        return said if gone and said.phase is Phase.SKIPPED else result_of(entry, critical=True)
 
     def _entry(self, context: Context, target: str) -> Entry | None:
         """The target's journal entry, when it is this run's."""
@@ -178,6 +201,7 @@ class AggregateStatusOperator(ReleaseOperator):
 
     def execute(self, context: Context) -> None:
         """Judge, push the document, and skip the rollback tasks that have nothing to do."""
+        self._close(context)
         verdict = self.judge(context, final=False)
         context["ti"].xcom_push("return_value", verdict.dump())
         self.log.info("%s %s: %s %s", verdict.service, verdict.version, verdict.status, verdict.reason)
@@ -186,6 +210,14 @@ class AggregateStatusOperator(ReleaseOperator):
         idle = [task_id for target, task_id in self.rollbacks.items() if target not in verdict.restore]
         if idle:
             raise DownstreamTasksSkipped(tasks=idle)  # type: ignore[no-untyped-call]
+
+    def _close(self, context: Context) -> None:
+        """From here on what the journals say stands: a deploy that was thought dead and wakes up now stops."""
+        for target in self.tasks:
+            entry = self._entry(context, target)
+            if entry is None or entry.phase in CONTINUABLE:
+                clear = getattr(context["dag_run"], "clear_number", None) or 0
+                journal(context, self.service_name, target).close(self.dag_id, context["run_id"], clear)
 
 
 class FinalizeOperator(ReleaseOperator):
@@ -250,7 +282,8 @@ class FinalizeOperator(ReleaseOperator):
                 continue
             entry = self._entry(context, result.target)
             if entry is not None and not entry.settled:
-                kept = entry.to(Phase.FAILED, settled=True, deployed=Phase.FAILED, reason=result.reason)
+                phase = Phase.FAILED if entry.phase is Phase.FAILED else Phase.UNKNOWN
+                kept = entry.to(phase, settled=True, deployed=phase, reason=result.reason)
                 journal(context, self.service_name, result.target).write(kept)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 
 from airflow_multideploy.core.catalog import lines
 from airflow_multideploy.core.contract import Platform
-from airflow_multideploy.core.errors import MissingExtra, SpecError, UnknownPlatform
+from airflow_multideploy.core.errors import MissingExtra, PlatformError, SpecError, UnknownPlatform
 from airflow_multideploy.core.models import TargetConfig
 
 ENTRY_POINT_GROUP = "airflow_multideploy.platforms"
@@ -67,6 +69,20 @@ def adapter(config: TargetConfig | dict[str, Any], *, service: str, target: str)
 def missing_extra(extra: str, error: ImportError) -> MissingExtra:
     """The error for an SDK that is not installed."""
     return MissingExtra(f"{error.name or error} is not installed: pip install 'airflow-provider-multideploy[{extra}]'")
+
+
+@contextmanager
+def existing(conn_id: str, fail: Callable[[str], PlatformError]) -> Iterator[None]:
+    """Where the block looks up an Airflow Connection that does not exist, an error says which one to create.
+
+    :param fail: makes the error of the target that this is for.
+    """
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    try:
+        yield
+    except AirflowNotFoundException:
+        raise fail(f"there is no Airflow Connection {conn_id!r}; create it, or correct the target's conn_id") from None
 
 
 def refuse_plain_http(url: str, *, target: str) -> None:

@@ -6,7 +6,6 @@ here the same steps are run on the synchronous or on the asynchronous client.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import ssl
@@ -20,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError
-from airflow_multideploy.platforms import missing_extra, refuse_plain_http
+from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
 
 CALL_SECONDS = 30
 HEALTH_SECONDS = 10
@@ -93,7 +92,7 @@ class _Seen:
         http = response.http_response
         self.status, self.date = http.status_code, http.headers.get("Date")
         after = http.headers.get("Retry-After") or ""
-        self.retry_after = float(after) if after.replace(".", "", 1).isdigit() else None
+        self.retry_after = float(after) if after.replace(".", "", 1).isdecimal() else None
 
     def at(self) -> datetime:
         """The platform's clock, one second coarse; ours when it does not tell."""
@@ -228,13 +227,13 @@ class SiteApi:
 
         :raises PlatformError: an answer that the steps do not handle themselves.
         """
-        with self._session() as (client, access, seen):
+        with self._session() as (client, access, seen), self.platform.understanding():
             try:
                 call = next(steps)
                 while True:
                     try:
                         value = _probe(call, access) if call.operation == HEALTH else self._call(client, call)
-                    except _wrong() as error:
+                    except Exception as error:  # noqa: BLE001 - a body that is no document makes the SDK raise anything
                         call = steps.throw(self._error(error, call, access, seen))
                     else:
                         call = steps.send(Answer(value, seen.at()))
@@ -244,18 +243,19 @@ class SiteApi:
     async def arun(self, steps: Steps[T]) -> T:
         """As `run`, with native async I/O."""
         async with self._asession() as (client, access, seen):
-            try:
-                call = next(steps)
-                while True:
-                    try:
-                        health = call.operation == HEALTH
-                        value = await _aprobe(call, access) if health else await self._acall(client, call)
-                    except _wrong() as error:
-                        call = steps.throw(self._error(error, call, access, seen))
-                    else:
-                        call = steps.send(Answer(value, seen.at()))
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+            with self.platform.understanding():
+                try:
+                    call = next(steps)
+                    while True:
+                        try:
+                            health = call.operation == HEALTH
+                            value = await _aprobe(call, access) if health else await self._acall(client, call)
+                        except Exception as error:  # noqa: BLE001 - as above
+                            call = steps.throw(self._error(error, call, access, seen))
+                        else:
+                            call = steps.send(Answer(value, seen.at()))
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
 
     @contextmanager
     def _session(self) -> Iterator[tuple[Any, Access, _Seen]]:
@@ -266,7 +266,8 @@ class SiteApi:
             from azure.mgmt.web import WebSiteManagementClient
         except ImportError as error:
             raise missing_extra("azure", error) from error
-        connection = AzureBaseHook.get_connection(self.platform.config.conn_id)
+        with existing(self.platform.config.conn_id, self.platform.error):
+            connection = AzureBaseHook.get_connection(self.platform.config.conn_id)
         access, seen = Access.read(connection, self.subscription_id, self.platform), _Seen()
         with (
             access.credential(identity, seen, get_sync_default_azure_credential) as credential,
@@ -283,7 +284,8 @@ class SiteApi:
             from azure.mgmt.web.aio import WebSiteManagementClient
         except ImportError as error:
             raise missing_extra("azure", error) from error
-        connection = await AzureBaseHook.aget_connection(self.platform.config.conn_id)
+        with existing(self.platform.config.conn_id, self.platform.error):
+            connection = await AzureBaseHook.aget_connection(self.platform.config.conn_id)
         access, seen = Access.read(connection, self.subscription_id, self.platform), _Seen()
         async with (
             access.credential(identity, seen, get_async_default_azure_credential) as credential,
@@ -318,13 +320,17 @@ class SiteApi:
 
     def _error(self, error: Exception, call: Call, access: Access, seen: _Seen) -> PlatformError:
         """Ours, with the platform's words. What has no status was lost on the way, and may be asked again."""
-        from azure.core.exceptions import HttpResponseError
+        from azure.core.exceptions import AzureError, HttpResponseError
 
         self.tokens.clear()  # it may have been revoked; the next look logs in anew
         response = getattr(error, "response", None)
         status = response.status_code if response is not None else seen.status
         detail = error.error if isinstance(error, HttpResponseError) else None
-        words = f"{detail.code}: {detail.message}" if detail is not None and detail.code else str(error)
+        # What the SDK quotes of an answer that it does not understand may be a token, or other people's settings.
+        strange = not isinstance(error, AzureError) or (status is not None and status < 400)
+        words = "the answer is no document of the API" if strange else str(error).partition("Content: ")[0]
+        if detail is not None and detail.code:
+            words = f"{detail.code}: {detail.message}"
         passes = (
             status is None
             or status < 400  # an answer, but no document of the API
@@ -345,13 +351,6 @@ class SiteApi:
         :raises PlatformError: always.
         """
         raise self.platform.error(f"site {self.site!r} {reason}")
-
-
-def _wrong() -> tuple[type[Exception], ...]:
-    """What the SDK raises; a body that is no document of the API makes it stumble in several ways."""
-    from azure.core.exceptions import AzureError
-
-    return (AzureError, ValueError, TypeError, AttributeError, KeyError, asyncio.TimeoutError, OSError)
 
 
 def _probe(call: Call, access: Access) -> Health:

@@ -99,7 +99,7 @@ class Rules(NamedTuple):
             value = json.loads(health.text)
             for key in (self.version_json_path or "").removeprefix("$").strip(".").split("."):
                 value = value[int(key)] if isinstance(value, list) else value[key]
-        except (ValueError, TypeError, KeyError, IndexError):
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             return None
         return None if isinstance(value, dict | list) or value is None else str(value)
 
@@ -120,7 +120,7 @@ def read_marker(metadata: Mapping[str, str]) -> Marker | None:
     try:
         document = json.loads(metadata.get(MARKER) or "null")
         return Marker(**{**document, "old": tuple(document["old"])})
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import JsonValue
 
 from airflow_multideploy.core.errors import PlatformError
-from airflow_multideploy.platforms import missing_extra, refuse_plain_http
+from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
 
 if TYPE_CHECKING:
     from google.cloud import run_v2
@@ -252,7 +252,8 @@ class CloudRunApi:
         except ImportError as error:
             raise missing_extra("gcp", error) from error
         try:
-            yield
+            with existing(self.conn_id, self.fail):
+                yield
         except ImportError as error:
             raise missing_extra("gcp", error) from error
         except (AirflowException, GoogleAuthError, ValueError, KeyError, OSError) as error:
@@ -287,8 +288,8 @@ class CloudRunApi:
         except GoogleAuthError as error:
             message = f"{where}: no access token ({type(error).__name__}); check the Connection {self.conn_id!r}"
             raise self.fail(message, retryable=error.retryable) from error
-        except (ParseError, UnicodeDecodeError) as error:
-            raise self._malformed(operation) from error
+        except (ParseError, UnicodeDecodeError):
+            raise self._malformed(operation) from None  # the cause quotes the answer
 
     def _malformed(self, operation: str) -> PlatformError:
         return self.fail(f"{operation} {self.path}: the answer is no document of the API", retryable=True)
@@ -324,7 +325,7 @@ def _retry_after(error: Any) -> float | None:
     """Seconds that the platform asks to wait: the header over REST, `RetryInfo` over gRPC."""
     if _rest(error):
         asked = error.response.headers.get("retry-after", "")
-        return float(asked) if asked.isdigit() else None
+        return float(asked) if asked.isdecimal() else None
     from google.rpc.error_details_pb2 import RetryInfo
 
     infos = [detail for detail in error.details if isinstance(detail, RetryInfo)]

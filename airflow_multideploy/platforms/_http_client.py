@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError
-from airflow_multideploy.platforms import refuse_plain_http
+from airflow_multideploy.platforms import existing, refuse_plain_http
 from airflow_multideploy.platforms._http_messages import Answer, Sent
 
 if TYPE_CHECKING:
@@ -60,30 +61,24 @@ class Client:
 
     :param auth_header: sends the bare password in this header instead (API keys).
     :param timeout: seconds that one call may take.
-    :param fail: makes the error of the target that this is for.
     """
 
-    def __init__(
-        self, conn_id: str, *, target: str, auth_header: str | None, timeout: float, fail: Callable[..., PlatformError]
-    ) -> None:
-        self.conn_id, self.target, self.auth_header = conn_id, target, auth_header
-        self.timeout, self.fail = timeout, fail
+    def __init__(self, platform: Platform[Any], *, auth_header: str | None, timeout: float) -> None:
+        self.conn_id, self.target, self.auth_header = platform.config.conn_id, platform.name, auth_header
+        self.timeout, self.fail, self.understanding = timeout, platform.error, platform.understanding
 
     @contextmanager
     def open(self) -> Iterator[Send]:
         """A function that sends in this thread, on `HttpHook`'s session."""
         import requests
         from airflow.providers.http.hooks.http import HttpHook
-        from airflow.sdk.exceptions import AirflowNotFoundException
 
         hook = HttpHook(http_conn_id=self.conn_id)
-        try:
+        with existing(self.conn_id, self.fail):
             session = hook.get_conn()
             door = self._door(hook.get_connection(self.conn_id), hook.base_url, session.headers)
-        except AirflowNotFoundException as error:
-            raise self.fail(f"connection {self.conn_id!r} is not defined: {error}") from error
         session.auth = _bare  # credentials are in the headers; anything set keeps ~/.netrc out
-        with session, requests.Session() as stranger:
+        with session, requests.Session() as stranger, self.understanding():
             stranger.auth = _bare
             yield lambda sent: self._send(session, stranger, door, sent)
 
@@ -93,13 +88,10 @@ class Client:
         import aiohttp
         from airflow.providers.http.hooks.http import HttpAsyncHook
         from airflow.sdk import BaseHook
-        from airflow.sdk.exceptions import AirflowNotFoundException
 
-        try:
+        with existing(self.conn_id, self.fail):
             connection = await BaseHook.aget_connection(self.conn_id)
             config = await HttpAsyncHook(http_conn_id=self.conn_id).config()
-        except AirflowNotFoundException as error:
-            raise self.fail(f"connection {self.conn_id!r} is not defined: {error}") from error
         headers = {str(name): str(value) for name, value in (config.headers or {}).items()}
         door = self._door(connection, config.base_url, headers)
         options = config.extra_options or {}
@@ -109,7 +101,8 @@ class Client:
             async def send(sent: Sent) -> Answer:
                 return await self._asend(session, door, headers, options, sent)
 
-            yield send
+            with self.understanding():
+                yield send
 
     def _door(self, connection: Any, base: str, headers: Mapping[str, str | bytes]) -> _Door:
         parts = urlsplit(base)

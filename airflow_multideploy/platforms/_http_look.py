@@ -19,6 +19,8 @@ Look: TypeAlias = Generator[Sent, Answer, Observation]
 Values: TypeAlias = dict[str, str]
 
 ABSENT = (404, 410)
+PATIENCE = 5.0
+"""Seconds that an address may ask to wait (Retry-After) when we can do without its answer."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ class Eyes:
     def live(self, send: Send, *, insist: bool = True) -> Live:
         """What the API says now; reads only.
 
-        :param insist: False: a version address that does not answer in three tries is ``down``, and no error.
+        :param insist: False: a version address that does not answer in three tries, or asks for more patience than
+            `PATIENCE`, is ``down``, and no error.
         """
         live = self._told(send, self.config.current) if self.config.current else Live()
         version = self.config.version
@@ -164,9 +167,10 @@ class Eyes:
             except PlatformError as error:
                 if insist or not error.retryable:
                     raise
-                if pause is None:
+                asked = error.retry_after or 0.0
+                if pause is None or asked > PATIENCE:
                     break
-                time.sleep(pause)
+                time.sleep(max(pause, asked))
             else:
                 return replace(
                     live, serving=serving, exists=serving is not None if live.exists is None else live.exists
@@ -215,7 +219,7 @@ class Eyes:
             return None  # not a number: then it tells no progress
 
     def accepted(self, answer: Answer, also: tuple[int, ...] = ()) -> None:
-        if answer.status == 412:
+        if answer.status == 412 and answer.request.method != "GET":
             raise Changed(f"{called(answer)}: HTTP 412: {answer.words}")
         if not answer.ok and answer.status not in also:
             raise self.client.refused(answer)

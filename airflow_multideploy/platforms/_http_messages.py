@@ -205,7 +205,7 @@ class Answer:
         """What the API said, in one short line without secrets."""
         try:
             document = json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         said = ""
         while isinstance(document, dict):
@@ -218,11 +218,11 @@ class Answer:
     def retry_after(self) -> float | None:
         """Seconds the API asks to wait, when it does."""
         value = self.headers.get("retry-after", "").strip()
-        if value.isdigit():
+        if value.isdecimal():
             return float(value)
         try:
             at = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         at = at if at.tzinfo else at.replace(tzinfo=UTC)
         return max(0.0, (at - datetime.now(UTC)).total_seconds())
@@ -273,7 +273,7 @@ Source = Annotated[Reader, BeforeValidator(lambda value: {"json": value} if isin
 def _parsed(text: str) -> JsonValue:
     try:
         document: JsonValue = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("its body is not JSON") from None
     return document
 
@@ -282,7 +282,7 @@ def _found(document: JsonValue, path: str) -> str | None:
     for name, index in re.findall(r"([^.\[\]]+)(?![^\[]*\])|\[(\d+)\]", path.removeprefix("$").removeprefix(".")):
         if isinstance(document, dict):
             document = document.get(name or index)
-        elif isinstance(document, list) and (index or name.isdigit()):
+        elif isinstance(document, list) and (index or name.isdecimal()):
             number = int(index or name)
             document = document[number] if number < len(document) else None
         else:

@@ -7,7 +7,7 @@ in a worker or in the triggerer is decided here.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
@@ -15,7 +15,7 @@ from pydantic import Field
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MultideployError, PlatformError
 from airflow_multideploy.core.models import TargetConfig
-from airflow_multideploy.platforms import missing_extra, refuse_plain_http
+from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -64,32 +64,32 @@ class AwsPlatform(Platform[C]):
         """Make the calls here and now."""
         from airflow.sdk import BaseHook
 
-        with self._errors(None):
+        with self._errors(None), existing(self.config.conn_id, self.error):
             client = self._hook(BaseHook.get_connection(self.config.conn_id)).get_client_type()
-        try:
+        with closing(client), self.understanding():
             refuse_plain_http(client.meta.endpoint_url, target=self.name)
-            call = next(steps)
-            while True:
-                try:
-                    with self._errors(call[0]):
-                        answer = self._answer(call[0], getattr(client, call[0])(**call[1]))
-                except PlatformError as error:
-                    call = steps.throw(error)
-                else:
-                    call = steps.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        finally:
-            client.close()
+            try:
+                call = next(steps)
+                while True:
+                    try:
+                        with self._errors(call[0]):
+                            answer = self._answer(call[0], getattr(client, call[0])(**call[1]))
+                    except PlatformError as error:
+                        call = steps.throw(error)
+                    else:
+                        call = steps.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
 
     async def _arun(self, steps: Steps[T]) -> T:
         """Make the calls without blocking the event loop."""
         from airflow.sdk import BaseHook
 
         async with AsyncExitStack() as stack:
-            with self._errors(None):
+            with self._errors(None), existing(self.config.conn_id, self.error):
                 hook = self._hook(await BaseHook.aget_connection(self.config.conn_id))
                 client = await stack.enter_async_context(await hook.get_async_conn())
+            stack.enter_context(self.understanding())
             refuse_plain_http(client.meta.endpoint_url, target=self.name)
             try:
                 call = next(steps)
@@ -166,4 +166,4 @@ class AwsPlatform(Platform[C]):
 
 
 def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.replace(".", "", 1).isdigit() else None
+    return float(text) if text and text.replace(".", "", 1).isdecimal() else None

@@ -147,6 +147,32 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
         return f"{self.config.service}-r{hashlib.sha256(release.release_id.encode()).hexdigest()[:11]}"
 
     def snapshot(self, previous: Release | None = None) -> Snapshot:
+        with self.understanding():
+            return self._snapshot()
+
+    def deploy(self, release: Release, snapshot: Snapshot) -> Handle:
+        with self.understanding():
+            return self._deploy(release, snapshot)
+
+    def observe(self, handle: Handle) -> Observation:
+        with self.understanding():
+            return self._look(handle)
+
+    async def aobserve(self, handle: Handle) -> Observation:
+        with self.understanding():
+            return await self._alook(handle)
+
+    def rollback(self, release: Release, snapshot: Snapshot, handle: Handle | None) -> Handle:
+        with self.understanding():
+            return self._rollback(release, snapshot)
+
+    def console_url(self, handle: Handle | None = None) -> str | None:
+        where = f"{self.config.location}/{self.config.service}"
+        return f"https://console.cloud.google.com/run/detail/{where}/revisions?project={self.config.project}"
+
+    # --- steps
+
+    def _snapshot(self) -> Snapshot:
         _, document = self._read()
         if document is None:
             return Snapshot(exists=False)
@@ -156,7 +182,7 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
         data: dict[str, JsonValue] = {"uid": document.get("uid"), "traffic": by_name(document), "serves": {**serves}}
         return Snapshot(exists=True, revision=main(serves), image=self._image(main(serves)), data=data)
 
-    def deploy(self, release: Release, snapshot: Snapshot) -> Handle:
+    def _deploy(self, release: Release, snapshot: Snapshot) -> Handle:
         mine = self._revision_of(release)
         live, document = self._read()
         data: dict[str, JsonValue] = {"serves": {mine: 100}}
@@ -178,7 +204,7 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
         self._write(release.image, mine, live, document)
         return Handle(action="deploy", revision=mine, data=data)
 
-    def observe(self, handle: Handle) -> Observation:
+    def _look(self, handle: Handle) -> Observation:
         _, document = self._read()
         seen = judge(document, handle)
         if seen.state is State.HEALTHY and handle.data.get("smoke"):
@@ -194,7 +220,7 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
             return judge_smoke(seen, url, answer)
         return seen
 
-    async def aobserve(self, handle: Handle) -> Observation:
+    async def _alook(self, handle: Handle) -> Observation:
         live = await self._api.aget()
         document = None if live is None else _cloud_run_api.document(live)
         seen = judge(document, handle)
@@ -210,7 +236,7 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
             return judge_smoke(seen, url, answer)
         return seen
 
-    def rollback(self, release: Release, snapshot: Snapshot, handle: Handle | None) -> Handle:
+    def _rollback(self, release: Release, snapshot: Snapshot) -> Handle:
         mine = self._revision_of(release)
         _, document = self._read()
         if not snapshot.exists:
@@ -228,10 +254,6 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
             raise self._drift(f"the traffic is neither this release's nor the snapshot's: {wanted(document)}")
         self._write_traffic(cast(list[Json], snapshot.data["traffic"]), document)
         return Handle(action="rollback", revision=snapshot.revision, data=back)
-
-    def console_url(self, handle: Handle | None = None) -> str | None:
-        where = f"{self.config.location}/{self.config.service}"
-        return f"https://console.cloud.google.com/run/detail/{where}/revisions?project={self.config.project}"
 
     # --- decisions
 

@@ -45,13 +45,7 @@ class Http(Platform[HttpConfig]):
     def __init__(self, config: HttpConfig, *, service: str, target: str) -> None:
         super().__init__(config, service=service, target=target)
         self._names: Values = {"service": service, "target": target}
-        self._client = Client(
-            config.conn_id,
-            target=self.name,
-            auth_header=config.auth_header,
-            timeout=config.call_timeout,
-            fail=self.error,
-        )
+        self._client = Client(self, auth_header=config.auth_header, timeout=config.call_timeout)
         self._eyes = Eyes(config, self._names, self._client)
 
     # --- the contract ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A whole Airflow on loopback for demo, system tests and benchmarks: SQLite, LocalExecutor, real processes."""
+"""A whole Airflow on loopback for demo, tests and benchmarks: SQLite and LocalExecutor unless told otherwise."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import psutil
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+WORKER_SLOTS = 6
 ENDED = frozenset({"success", "failed"})
 
 _SEED = """
@@ -30,6 +32,12 @@ for key, value in json.load(sys.stdin).items():
 """
 
 
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # and never another one that got its number
+            process.kill()
+
+
 def free_port() -> int:
     """A port on 127.0.0.1 that nobody listens on now."""
     with socket.socket() as sock:
@@ -39,13 +47,14 @@ def free_port() -> int:
 
 
 class LocalAirflow:
-    """Starts and stops api-server, scheduler, dag-processor and triggerer, and speaks REST to them.
+    """Starts, kills and stops api-server, scheduler, dag-processor, triggerer and workers, and speaks REST to them.
 
     :param home: becomes ``AIRFLOW_HOME``; logs of the components are in its ``components`` folder.
     :param dags: the DAGs folder.
     :param connections: by id, as JSON documents; they live in the environment only, not in the database.
     :param variables: Variables to set before the DAGs are parsed for the first time.
     :param settings: more environment variables (``AIRFLOW__SECTION__KEY``).
+    :param workers: how many Celery workers, for an executor that needs them: components ``worker-1``, ``worker-2``, …
     """
 
     def __init__(
@@ -56,13 +65,16 @@ class LocalAirflow:
         connections: Mapping[str, Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         settings: Mapping[str, str] | None = None,
+        workers: int = 0,
     ) -> None:
         self.home = home
+        self.components = (*COMPONENTS, *(f"worker-{number + 1}" for number in range(workers)))
         self.variables = dict(variables or {})
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.user, self.password = "admin", secrets.token_urlsafe(12)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._left: list[psutil.Process] = []
         self._http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
         self._token = ""
         passwords = home / "passwords.json"
@@ -118,7 +130,7 @@ class LocalAirflow:
         :raises RuntimeError: a component ended, or is not healthy in time.
         """
         self.prepare()
-        for component in COMPONENTS:
+        for component in self.components:
             self.start_component(component)
         until = time.monotonic() + timeout
         while not self._healthy():
@@ -135,7 +147,7 @@ class LocalAirflow:
         log = (self.home / "components" / f"{component}.log").open("ab")
         with log:
             self.processes[component] = subprocess.Popen(  # noqa: S603 - our own interpreter, fixed arguments
-                [sys.executable, "-m", "airflow", component],
+                [sys.executable, "-m", "airflow", *self._command(component)],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -143,8 +155,32 @@ class LocalAirflow:
                 start_new_session=True,
             )
 
+    def _command(self, component: str) -> list[str]:
+        if component in COMPONENTS:
+            return [component]
+        pid = str(self.home / f"{component}.pid")
+        slots = ["--concurrency", str(WORKER_SLOTS)]
+        return ["celery", "worker", "--skip-serve-logs", *slots, "--celery-hostname", component, "--pid", pid]
+
+    def kill(self, component: str, *, tree: bool = False) -> None:
+        """SIGKILL one component; `start_component` starts it again.
+
+        :param tree: with all its processes, as when its machine is lost; else they live on until `stop`.
+        """
+        process = self.processes.pop(component)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        if tree:
+            _kill(children)
+        self._left += children
+        (self.home / f"{component}.pid").unlink(missing_ok=True)
+
     def stop(self) -> None:
         """Stop everything that was started: politely, then for certain."""
+        for left in self._left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                _kill([*left.children(recursive=True), left])
         for process in self.processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)

@@ -18,11 +18,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from airflow_multideploy.sandbox.server import App
-from airflow_multideploy.sandbox.world import CallFault, RolloutFault
+from airflow_multideploy.sandbox.world import CallFault, RandomFaults, RolloutFault
 
 if TYPE_CHECKING:
     from airflow_multideploy.sandbox import Sandbox
 
+_FAULTS: dict[str, type[RolloutFault | CallFault | RandomFaults]] = {
+    "outcome": RolloutFault,
+    "answer": CallFault,
+    "rate": RandomFaults,
+}
+"""Kind of fault by the key that only it has."""
 _FLAGS = {None: None, "true": True, "1": True, "false": False, "0": False}
 
 
@@ -30,6 +36,7 @@ def control_app(sandbox: Sandbox) -> App:
     """The control API of one sandbox.
 
     ``POST /faults`` takes one fault or a list; ``GET`` shows those to come; ``DELETE`` forgets faults and call log.
+    ``GET /held`` lists the held calls; ``POST`` lets them go on: ``{"operation": …, "drop": …}``, as `World.release`.
     ``GET /state`` tells what each seeded resource really serves. ``GET /calls?platform=&writes=`` is the call log.
     ``POST /seed`` and ``POST /meddle`` take ``{"platform", "resource", "image"}``. Errors are 400 with ``{"error"}``.
     """
@@ -37,6 +44,7 @@ def control_app(sandbox: Sandbox) -> App:
     routes = [
         Route("/healthz", control.healthz),
         Route("/faults", control.faults, methods=["GET", "POST", "DELETE"]),
+        Route("/held", control.held, methods=["GET", "POST"]),
         Route("/state", control.state),
         Route("/calls", control.calls),
         Route("/seed", control.seed, methods=["POST"]),
@@ -70,6 +78,17 @@ class _Control:
             for fault in faults:
                 self.world.add_fault(fault)
         return JSONResponse(self.world.document(), 201 if request.method == "POST" else 200)
+
+    async def held(self, request: Request) -> Response:
+        if request.method == "GET":
+            return JSONResponse({"held": self.world.held()})
+        document = await _json(request)
+        if not isinstance(document, dict) or set(document) - {"operation", "drop"}:
+            raise ValueError('expected {"operation": …, "drop": …}')
+        operation, drop = document.get("operation", ""), document.get("drop", False)
+        if not isinstance(operation, str) or not isinstance(drop, bool):
+            raise ValueError("expected operation as a text, and drop as true or false")
+        return JSONResponse({"released": self.world.release(operation, drop=drop)})
 
     async def state(self, request: Request) -> Response:
         def read() -> dict[str, Any]:
@@ -118,10 +137,14 @@ class _Control:
         raise ValueError(f"platform: expected one of {', '.join(self.sandbox.stand_ins)}, got {kind!r}")
 
     def _check_fault(self, document: object) -> None:
-        if not isinstance(document, dict) or ("outcome" in document) == ("answer" in document):
-            raise ValueError("fault: expected an object with 'outcome' (a rollout's) or 'answer' (a call's)")
-        self._platform(document.get("platform"))
-        kind = RolloutFault if "outcome" in document else CallFault
+        kinds = [kind for key, kind in _FAULTS.items() if isinstance(document, dict) and key in document]
+        if not isinstance(document, dict) or len(kinds) != 1:
+            raise ValueError(
+                "fault: expected an object with 'outcome' (a rollout's) or 'answer' (a call's) or 'rate' (of all calls)"
+            )
+        kind = kinds[0]
+        if kind is not RandomFaults:
+            self._platform(document.get("platform"))
         if unknown := sorted(map(str, document.keys() - kind.__dataclass_fields__.keys())):
             raise ValueError(f"fault: unknown {', '.join(unknown)}; there are {', '.join(kind.__dataclass_fields__)}")
         try:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from airflow_multideploy.sandbox.world import Call, World
+from airflow_multideploy.sandbox.world import Call, CallFault, World
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,11 +47,17 @@ class _Protocol(H11Protocol):
 
         self.app = with_transport
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            # Closing TLS waits for the peer's farewell, which a client that merely keeps its connection never says.
+            self.transport.abort()
+
 
 def _reset(scope: Scope) -> None:
     transport = scope["extensions"]["sandbox.transport"]
     sock: socket.socket | None = transport.get_extra_info("socket")
-    if sock is not None:
+    if sock is not None and not transport.is_closing():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
@@ -78,12 +84,7 @@ class Faults:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
+        body = await _body(receive)
         operation, writes = self.describe(scope, body)
         fault = self.world.call_fault(self.platform, operation)
         call = self.world.record(
@@ -98,34 +99,62 @@ class Faults:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await receive()
 
-        async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                call.status = message["status"]
-            await send(message)
+        async def effect(to: Send) -> None:
+            """The call itself."""
 
-        async def swallow(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                call.status = message["status"]
+            async def watch(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    call.status = message["status"]
+                await to(message)
+
+            await self.app(scope, replay, watch)
 
         if fault is None:
-            await self.app(scope, replay, watch)
-        elif fault.answer == "reset":
-            _reset(scope)
-        elif fault.answer == "lost":
-            await self.app(scope, replay, swallow)
-            _reset(scope)
-        elif fault.answer == "hang":
-            await asyncio.sleep(fault.seconds)
-            _reset(scope)
-        elif fault.answer == "malformed":
-            await _answer(watch, 200, b"<html>Bad gateway</html>", {"content-type": "text/html"})
+            await effect(send)
         else:
-            status = int(fault.answer)
-            error_body, headers = self.error_body(status)
+            await self._play(fault, scope, effect, send, call)
+
+    async def _play(
+        self, fault: CallFault, scope: Scope, effect: Callable[[Send], Awaitable[None]], send: Send, call: Call
+    ) -> None:
+        answer: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        if fault.answer in ("lost", "held_after"):
+            await effect(keep)
+        if fault.answer in ("held", "held_after"):
+            for pause in fault.hold():
+                await asyncio.sleep(pause)
+        if fault.answer == "hang":
+            await asyncio.sleep(fault.seconds)
+        if fault.answer in ("reset", "lost", "hang") or fault.dropped:
+            _reset(scope)
+        elif fault.answer == "held":
+            await effect(send)
+        elif fault.answer == "held_after":
+            for message in answer:
+                await send(message)
+        elif fault.answer == "malformed":
+            call.status = 200
+            await _answer(send, 200, b"<html>Bad gateway</html>", {"content-type": "text/html"})
+        else:
+            call.status = int(fault.answer)
+            error_body, headers = self.error_body(call.status)
             headers = {"content-type": "application/json", **headers}
-            if status == 429:
+            if call.status == 429:
                 headers["retry-after"] = str(int(fault.retry_after))
-            await _answer(watch, status, error_body, headers)
+            await _answer(send, call.status, error_body, headers)
+
+
+async def _body(receive: Receive) -> bytes:
+    body: bytes = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            return body
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:

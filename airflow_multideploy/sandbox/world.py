@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 Outcome = Literal["fails", "hangs", "slow"]
-Answer = Literal["500", "429", "reset", "lost", "hang", "malformed"]
+Answer = Literal["500", "429", "reset", "lost", "hang", "malformed", "held", "held_after"]
 PLATFORMS = ("aws_ecs", "azure_web_app", "gcp_cloud_run", "http")
 
 
@@ -39,7 +41,8 @@ class CallFault:
     :param nth: 1 = the next matching call.
     :param answer: ``500``; ``429`` with Retry-After; ``reset``: the connection dies before any effect; ``lost``: the
         call takes effect, then the connection dies; ``hang``: no answer for ``seconds``; ``malformed``: a body that is
-        no document of the API.
+        no document of the API; ``held``: waits before its effect, for ``seconds`` or until `World.release`, then goes
+        on, whether or not its client still lives; ``held_after``: the same between its effect and its answer.
     :param times: how many calls from the n-th on.
     """
 
@@ -50,6 +53,45 @@ class CallFault:
     times: int = 1
     seconds: float = 30.0
     retry_after: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.held = False
+        self.dropped = False
+        self.released = threading.Event()
+
+    def hold(self) -> Iterator[float]:
+        """Pauses, in seconds, until the call is released; it goes on then unless it was ``dropped``."""
+        self.held = True
+        until = time.monotonic() + self.seconds
+        while not self.released.is_set() and time.monotonic() < until:
+            yield 0.02
+        self.held = False
+
+
+@dataclass
+class RandomFaults:
+    """Each call of any platform goes wrong with a probability, beside the scripted faults.
+
+    :param rate: 0.0 to 1.0.
+    :param seed: the same seed and the same order of calls give the same faults.
+    :param answers: what is drawn from, evenly; as ``seconds`` and ``retry_after`` in `CallFault`.
+    """
+
+    rate: float
+    seed: int = 0
+    answers: tuple[Answer, ...] = ("500", "429", "reset", "lost", "hang", "malformed")
+    seconds: float = 30.0
+    retry_after: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)  # noqa: S311 - a script, not a secret
+
+    def draw(self, platform: str) -> CallFault | None:
+        """The fault of the next call, if it has one."""
+        if self._rng.random() >= self.rate:
+            return None
+        answer = self._rng.choice(self.answers)
+        return CallFault(platform, answer, seconds=self.seconds, retry_after=self.retry_after)
 
 
 @dataclass
@@ -98,6 +140,7 @@ class World:
     per_platform: dict[str, float] = field(default_factory=dict)
     rollout_faults: list[RolloutFault] = field(default_factory=list)
     call_faults: list[CallFault] = field(default_factory=list)
+    random_faults: RandomFaults | None = None
     calls: list[Call] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -132,7 +175,7 @@ class World:
                 if fault.nth <= 0:
                     fault.times -= 1
                     return fault
-        return None
+            return self.random_faults.draw(platform) if self.random_faults else None
 
     def record(self, call: Call) -> Call:
         """Keep a call in the log (the last 100,000)."""
@@ -142,10 +185,14 @@ class World:
         return call
 
     def add_fault(self, document: dict[str, Any]) -> None:
-        """Add a fault from its JSON form: one with ``outcome`` is a `RolloutFault`, one with ``answer`` a `CallFault`.
+        """Add a fault from its JSON form: one with ``outcome`` is a `RolloutFault`, one with ``answer`` a `CallFault`,
+        and one with ``rate`` the `RandomFaults` from now on.
 
         :raises ValueError: it is neither, or names an unknown platform.
         """
+        if "rate" in document:
+            self.random_faults = RandomFaults(**document)
+            return
         if document.get("platform") not in PLATFORMS:
             raise ValueError(f"platform: expected one of {', '.join(PLATFORMS)}, got {document.get('platform')!r}")
         try:
@@ -155,11 +202,30 @@ class World:
         with self._lock:
             (self.rollout_faults if isinstance(fault, RolloutFault) else self.call_faults).append(fault)  # type: ignore[arg-type]
 
+    def held(self) -> list[str]:
+        """The operations, as their faults name them, of the calls that are held now."""
+        with self._lock:
+            return [fault.operation for fault in self.call_faults if fault.held]
+
+    def release(self, operation: str = "", *, drop: bool = False) -> int:
+        """Let the held calls of faults with this ``operation`` (empty: all) go on; returns how many were held.
+
+        :param drop: one held before its effect never has it: its connection dies.
+        """
+        with self._lock:
+            faults = [f for f in self.call_faults if f.held and operation in ("", f.operation)]
+            for fault in faults:
+                fault.dropped = drop
+                fault.released.set()
+        return len(faults)
+
     def clear(self) -> None:
-        """Forget faults and call log."""
+        """Forget faults and call log; what is held goes on."""
+        self.release()
         with self._lock:
             self.rollout_faults.clear()
             self.call_faults.clear()
+            self.random_faults = None
             self.calls.clear()
 
     def document(self) -> dict[str, Any]:
@@ -168,6 +234,7 @@ class World:
             return {
                 "rollout_faults": [asdict(f) for f in self.rollout_faults if f.times > 0],
                 "call_faults": [asdict(f) for f in self.call_faults if f.times > 0],
+                "random_faults": self.random_faults and asdict(self.random_faults),
                 "calls": len(self.calls),
             }
 

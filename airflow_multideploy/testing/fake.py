@@ -81,6 +81,7 @@ class Fault:
     - ``fails`` / ``hangs``: what the call (a deploy or a rollback) starts ends so. ``unknown``: an ``observe`` says so.
 
     :param target: ``service/target``; None: any.
+    :param of: only an ``observe`` of what that did; None: of either.
     :param times: for that many calls.
     :param skip: not for that many matching calls before.
     """
@@ -88,6 +89,7 @@ class Fault:
     call: CallName
     kind: FaultKind
     target: str | None = None
+    of: Literal["deploy", "rollback"] | None = None
     times: int = 1
     skip: int = 0
     retry_after: float | None = None
@@ -173,10 +175,11 @@ class FakeWorld:
         """The calls that changed something, in order."""
         return [call for call in self.calls if call.wrote is not None and target in (None, call.target)]
 
-    def take(self, target: str, name: CallName) -> Fault | None:
+    def take(self, target: str, name: CallName, of: str | None = None) -> Fault | None:
         """The scripted fault of this call; uses it up."""
         for fault in self.faults:
-            if fault.call == name and fault.target in (None, target) and fault.times > 0:
+            fits = fault.call == name and fault.target in (None, target) and fault.of in (None, of)
+            if fits and fault.times > 0:
                 if fault.skip > 0:
                     fault.skip -= 1
                     continue
@@ -234,7 +237,7 @@ class FakePlatform(Platform[FakeConfig]):
 
     def observe(self, handle: Handle) -> Observation:
         """How the live revision does, when it is the handle's."""
-        fault = self._begin("observe")
+        fault = self._begin("observe", handle.action)
         self._end("observe", fault)
         place, late = self._place, self._world.clock.time() >= self._place.ready_at
         if fault is not None and fault.kind == "unknown":
@@ -269,8 +272,8 @@ class FakePlatform(Platform[FakeConfig]):
         self._end("rollback", fault, release, wrote)
         return Handle(action="rollback", revision=goal, changed=wrote is not None)
 
-    def _begin(self, name: CallName) -> Fault | None:
-        fault = self._world.take(self.name, name)
+    def _begin(self, name: CallName, of: str | None = None) -> Fault | None:
+        fault = self._world.take(self.name, name, of)
         if fault is not None:
             if fault.kind == "crash_before":
                 raise Crash(f"{self.name}: before {name}")
