@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -173,6 +173,7 @@ def _dag(name: str, entry: Any, defaults: Any) -> DAG:
 
 def service_dag(name: str, service: Service) -> DAG:
     """The release DAG of one service: plan → build → deploys → aggregate_status → rollbacks → finalize."""
+    order = waves(service.targets)
     with DAG(
         dag_id=name,
         description=service.description or f"Releases {name} to {len(service.targets)} targets",
@@ -182,19 +183,20 @@ def service_dag(name: str, service: Service) -> DAG:
         max_active_runs=1,
         max_active_tasks=max(16, len(service.targets)),
         tags=["multideploy", *service.tags],
-        doc_md=describe(name, service),
-        default_args={"owner": service.owner, "retries": service.retries, "retry_delay": RETRY_DELAY},
+        doc_md=describe(name, service, order),
     ) as dag:
-        first: BaseOperator = PlanOperator(task_id=PLAN, name=name, service=service)
+        # Not as default_args, which Airflow copies for every class of every task.
+        common: dict[str, Any] = {"owner": service.owner, "retries": service.retries, "retry_delay": RETRY_DELAY}
+        first: BaseOperator = PlanOperator(task_id=PLAN, name=name, service=service, **common)
         if service.build is not None:
-            build = BuildImageOperator(task_id=BUILD, plan_task_id=PLAN)
+            build = BuildImageOperator(task_id=BUILD, plan_task_id=PLAN, **common)
             first >> build
             first = build
         build_id = BUILD if service.build is not None else None
         deploys: dict[str, DeployOperator] = {}
-        for wave in waves(service.targets):
+        for wave in order:
             for target in wave:
-                deploys[target] = _deploy(name, service, target, build_id)
+                deploys[target] = _deploy(name, service, target, build_task_id=build_id, **common)
         roots = [d for target, d in deploys.items() if not service.targets[target].depends_on]
         first >> roots
         for target, config in service.targets.items():
@@ -205,7 +207,7 @@ def service_dag(name: str, service: Service) -> DAG:
             plan_task_id=PLAN,
             build_task_id=build_id,
             deferrable=service.deferrable,
-            retries=service.retries,
+            **common,
         )
     # Last: each task would copy the params that its DAG has by then, and Airflow validates and serialises every copy.
     dag.params = ParamsDict(_params(service))
@@ -245,7 +247,7 @@ def _reconcile_dag(mode: str, entries: Mapping[str, Any], defaults: Any) -> DAG:
     return reconcile_dag(services, settle=mode == "rollback")
 
 
-def _deploy(name: str, service: Service, target: str, build_id: str | None) -> DeployOperator:
+def _deploy(name: str, service: Service, target: str, **common: Any) -> DeployOperator:
     config = service.targets[target]
     with TaskGroup(target, tooltip=config.platform):
         return DeployOperator(
@@ -256,8 +258,8 @@ def _deploy(name: str, service: Service, target: str, build_id: str | None) -> D
             trigger_rule="all_done" if config.depends_on else "all_success",
             deferrable=service.deferrable,
             plan_task_id=PLAN,
-            build_task_id=build_id,
             custom_name=config.platform,
+            **common,
         )
 
 
@@ -295,7 +297,7 @@ def _params(service: Service) -> dict[str, Param]:
     }
 
 
-def describe(name: str, service: Service) -> str:
+def describe(name: str, service: Service, order: Sequence[Sequence[str]]) -> str:
     """The DAG's documentation: targets, order and policies, as Markdown."""
     policy = service.success.policy
     success = f"at least {policy.at_least} targets" if isinstance(policy, AtLeast) else f"{policy} targets"
@@ -308,7 +310,7 @@ def describe(name: str, service: Service) -> str:
         "| wave | target | platform | after | critical | time-out |",
         "|---|---|---|---|---|---|",
     ]
-    for number, wave in enumerate(waves(service.targets), start=1):
+    for number, wave in enumerate(order, start=1):
         for target in wave:
             config = service.targets[target]
             after = ", ".join(e.target if e.when == "succeeded" else f"{e.target} {e.when}" for e in config.depends_on)

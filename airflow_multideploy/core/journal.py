@@ -122,68 +122,76 @@ class Journal:
     """One target's journal over a `Store`. One writer at a time: there is no compare-and-set.
 
     :param name: ``service/target``, as errors name it.
+    :param prefix: what this target's keys begin with, where several share a store.
     """
 
     ENTRY, LIVE, BAD, CLOSED = "journal", "live", "bad", "closed"
     KEPT_BAD = 50
 
-    def __init__(self, store: Store, name: str = "this target") -> None:
-        self._store, self._name = store, name
+    def __init__(self, store: Store, name: str = "this target", prefix: str = "") -> None:
+        self._store, self._name, self._prefix = store, name, prefix
 
     def read(self) -> Entry | None:
         """The current entry, or None when nothing was ever released here.
 
         :raises SpecError: what is kept is no entry.
         """
-        document = self._store.get(self.ENTRY)
+        document = self._get(self.ENTRY)
         return None if document is None else self._load(Entry, self.ENTRY, document)
 
     def write(self, entry: Entry) -> Entry:
         """Keep the entry; returns it."""
-        self._store.set(self.ENTRY, entry.dump())
+        self._set(self.ENTRY, entry.dump())
         return entry
 
     def live(self) -> Release | None:
         """The release that was last verified here and not rolled back."""
-        document = self._store.get(self.LIVE)
+        document = self._get(self.LIVE)
         return None if document is None else self._load(_Live, self.LIVE, document).release
 
     def remember_live(self, release: Release | None) -> None:
         """Keep what is live now; None: we do not know."""
-        self._store.set(self.LIVE, {"release": release.dump() if release else None})
+        self._set(self.LIVE, {"release": release.dump() if release else None})
 
     def bad(self) -> dict[str, str]:
         """Releases that were rolled back here: image → why."""
-        document = self._store.get(self.BAD)
+        document = self._get(self.BAD)
         return {} if document is None else dict(self._load(_Bad, self.BAD, {"images": document}).images)
 
     def remember_bad(self, image: str, reason: str) -> None:
         """This image was rolled back."""
         known = self.bad()
         known.pop(image, None)
-        self._store.set(self.BAD, dict([*known.items(), (image, reason)][-self.KEPT_BAD :]))
+        self._set(self.BAD, dict([*known.items(), (image, reason)][-self.KEPT_BAD :]))
 
     def forgive(self, image: str) -> None:
         """It was released after all."""
         known = self.bad()
         if known.pop(image, None) is not None:
-            self._store.set(self.BAD, known)
+            self._set(self.BAD, known)
 
     def close(self, dag_id: str, run_id: str, clear: int) -> None:
-        """The run's deploys are over: no rollout of it starts or goes on here, until a person clears its tasks again."""
-        self._store.set(self.CLOSED, _Closed(dag_id=dag_id, run_id=run_id, clear=clear).dump())
+        """The run's deploys are over: no rollout of it starts or goes on here until a person clears its tasks again."""
+        self._set(self.CLOSED, _Closed(dag_id=dag_id, run_id=run_id, clear=clear).dump())
 
     def closed(self, dag_id: str, run_id: str, clear: int) -> bool:
         """Whether a rollout of that run, started when its tasks had been cleared so often, comes too late."""
-        document = self._store.get(self.CLOSED)
+        document = self._get(self.CLOSED)
         if document is None:
             return False
         mark = self._load(_Closed, self.CLOSED, document)
         return (mark.dag_id, mark.run_id) == (dag_id, run_id) and clear <= mark.clear
 
+    def _get(self, key: str) -> Any:
+        return self._store.get(self._prefix + key)
+
+    def _set(self, key: str, value: Any) -> None:
+        self._store.set(self._prefix + key, value)
+
     def _load(self, kind: type[D], key: str, document: object) -> D:
+        key, service = self._prefix + key, self._name.partition("/")[0]
         remedy = (
-            f"look at what the target runs, then delete the key {key!r} of its asset multideploy://{self._name} "
+            f"look at what the target runs, then delete that key of the asset multideploy://{service}/journal "
             f"(DELETE /api/v2/assets/…/state-store/{key}) and release again"
         )
         return kind.load(document, what=f"{self._name}: the journal (key {key!r})", remedy=remedy)

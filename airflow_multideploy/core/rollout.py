@@ -27,6 +27,7 @@ class Rollout:
     :param dag_id: with ``run_id``: whose rollout this is.
     :param clear: how often a person has cleared tasks of the run. A rollout that has ended starts again only after
         that, never by a retry: Airflow also retries a task that its scheduler mistakes for a dead one.
+    :param since: epoch seconds at which the run began; 0: not known.
     """
 
     platform: Platform[Any]
@@ -35,6 +36,7 @@ class Rollout:
     dag_id: str
     run_id: str
     clear: int = 0
+    since: float = 0.0
 
     def refuse(self, release: Release) -> str | None:
         """Why this release must not start here, from the journal alone; None when it may."""
@@ -75,6 +77,8 @@ class Rollout:
 
             def deploy() -> Handle:
                 nonlocal calls
+                if calls:
+                    self._give_way(entry, None)
                 self._still_mine(entry, entry)  # each time: between calls there is room for a whole rollback
                 calls += 1
                 return self.platform.deploy(entry.release, snapshot)
@@ -105,6 +109,7 @@ class Rollout:
             self.journal.forgive(entry.release.image)
         else:
             phase = Phase.UNKNOWN if seen.state is State.UNKNOWN else Phase.FAILED
+        self._still_mine(entry, entry)
         return self.journal.write(
             entry.to(
                 phase,
@@ -149,6 +154,8 @@ class Rollout:
                 return entry
             self._check(entry, release)
             return self._again(entry, release)
+        if entry is not None and (entry.started_at or 0.0) > self.since > 0.0:
+            raise RolloutFailed(f"{self.platform.name}: stopped: run {entry.run_id!r} came after run {self.run_id!r}")
         self._check(entry, release)
         # Forced over another run's unsettled rollout: what was there before *it* is the last state known to be good.
         return self._new(release, rollout=1, over=entry if entry is not None and entry.unsettled else None)

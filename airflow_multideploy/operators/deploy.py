@@ -28,9 +28,9 @@ from airflow_multideploy.operators.state import (
     Final,
     TaskClock,
     journal,
+    journal_asset,
     pull_plan,
     seen_by_trigger,
-    target_asset,
 )
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger
@@ -120,10 +120,7 @@ class DeployOperator(BaseOperator):
         if custom_name:
             self.custom_operator_name = custom_name
         self.edges = tuple(depends_on)
-        self.inlets = [
-            *self.inlets,
-            *(target_asset(self.service_name, name) for name in (self.target, *(e.target for e in self.edges))),
-        ]
+        self.inlets = [*self.inlets, journal_asset(self.service_name)]
         self._clock = TaskClock()
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -176,6 +173,7 @@ class DeployOperator(BaseOperator):
         self._clock.stop()
 
     def _rollout(self, context: Context, platform: Platform[Any]) -> Rollout:
+        began = getattr(context["dag_run"], "start_date", None)
         return Rollout(
             platform,
             journal(context, self.service_name, self.target),
@@ -183,6 +181,7 @@ class DeployOperator(BaseOperator):
             dag_id=self.dag_id,
             run_id=context["run_id"],
             clear=getattr(context["dag_run"], "clear_number", None) or 0,
+            since=began.timestamp() if began is not None else 0.0,
         )
 
     def _defer(self, entry: Entry) -> NoReturn:

@@ -15,7 +15,7 @@ from airflow_multideploy.core.reconcile import facts
 from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.operators.reconcile import doubts, reconcile
 from airflow_multideploy.operators.release import REFUSED
-from airflow_multideploy.operators.state import Final, TaskClock, journal, target_asset
+from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset
 from airflow_multideploy.platforms import adapter
 
 
@@ -37,8 +37,7 @@ class PlanOperator(BaseOperator):
         self.service_name = name
         self._service = service
         self._clock = TaskClock()
-        targets = service.targets if service is not None else ()
-        self.inlets = [*self.inlets, *(target_asset(name, target) for target in targets)]
+        self.inlets = [*self.inlets, journal_asset(name)]
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Plan, check the journals, freeze; returns the plan as JSON."""

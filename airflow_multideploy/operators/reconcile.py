@@ -16,7 +16,7 @@ from airflow_multideploy.core.models import Event, Service, TargetConfig
 from airflow_multideploy.core.reconcile import facts, settle
 from airflow_multideploy.core.wait import Clock
 from airflow_multideploy.notifications import notify
-from airflow_multideploy.operators.state import Final, TaskClock, journal, target_asset
+from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset
 from airflow_multideploy.platforms import adapter
 
 SERVICES_AT_ONCE = 8
@@ -64,8 +64,7 @@ class ReconcileOperator(BaseOperator):
         super().__init__(**kwargs)
         self._services = dict(services)
         self.settle = settle
-        assets = (target_asset(name, target) for name, service in services.items() for target in service.targets)
-        self.inlets = [*self.inlets, *assets]
+        self.inlets = [*self.inlets, *(journal_asset(name) for name in services)]
         self._clock = TaskClock()
 
     def execute(self, context: Context) -> dict[str, str]:

@@ -21,9 +21,9 @@ from airflow_multideploy.operators.deploy import ROLLOUT, DeployOperator
 from airflow_multideploy.operators.state import (
     Final,
     journal,
+    journal_asset,
     pull_plan,
     service_asset,
-    target_asset,
 )
 
 REFUSED = "refused"
@@ -67,7 +67,7 @@ class ReleaseOperator(BaseOperator):
         self.rules = Rules(policy=chosen, strategy=strategy, keep_on_cancel=keep_on_cancel)
         self.plan_task_id, self.build_task_id = plan_task_id, build_task_id
         self.aggregate_task_id = aggregate_task_id
-        self.inlets = [*self.inlets, *(target_asset(self.service_name, target) for target in self.tasks)]
+        self.inlets = [*self.inlets, journal_asset(self.service_name)]
 
     def judge(self, context: Context, *, final: bool = True) -> Verdict:
         """The verdict as it is now: from the journals, and from XCom for targets that have none in this run."""

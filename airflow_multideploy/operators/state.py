@@ -1,4 +1,4 @@
-"""Where a release's records live in Airflow: one asset per target, its journal in that asset's state store."""
+"""Where a release's records live in Airflow: the journals of its targets, in the state store of one asset."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ GROUP = "multideploy"
 
 
 @cache
-def target_asset(service: str, target: str) -> Asset:
-    """The asset of one target; a task needs it as inlet or outlet to reach its journal."""
-    return _asset(f"{service}/{target}")
+def journal_asset(service: str) -> Asset:
+    """The asset whose state store holds the journals of a service; a task needs it as inlet to reach them.
+
+    One for all targets: each asset of each task costs the DAG processor time, and a large catalog has many.
+    """
+    return _asset(f"{service}/journal")
 
 
 @cache
@@ -39,7 +42,8 @@ def _asset(name: str) -> Asset:
 
 def journal(context: Context, service: str, target: str) -> Journal:
     """The journal of one target, out of a running task."""
-    return Journal(context["asset_state_store"][target_asset(service, target)], f"{service}/{target}")
+    store = context["asset_state_store"][journal_asset(service)]
+    return Journal(store, f"{service}/{target}", prefix=f"{target}.")
 
 
 def pull_plan(context: Context, task_id: str) -> Plan | None:

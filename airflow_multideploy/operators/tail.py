@@ -26,10 +26,12 @@ def finish(
     group: str = "rollback",
     deferrable: bool = True,
     retries: int = 2,
+    **operator_args: Any,
 ) -> FinalizeOperator:
     """The tail of a release: aggregate, rollbacks in the reverse order of the deploys, finalize; wired and returned.
 
     :param deploys: the deploy tasks, already wired among each other.
+    :param operator_args: of every task that is made here, such as ``owner``.
     :param notify: who is told how it ended, each as `ReleaseNotifier` is made.
     """
     common: dict[str, Any] = {
@@ -39,15 +41,16 @@ def finish(
         "keep_on_cancel": keep_on_cancel,
         "plan_task_id": plan_task_id,
         "build_task_id": build_task_id,
+        "retry_delay": timedelta(seconds=5),
+        **operator_args,
     }
     aggregate = AggregateStatusOperator(
         task_id="aggregate_status",
         rollbacks={deploy.target: f"{group}.{deploy.target}" for deploy in deploys},
         retries=retries,
-        retry_delay=timedelta(seconds=5),
         **common,
     )
-    finalize = FinalizeOperator(task_id="finalize", retries=0, notify=notify, **common)
+    finalize = FinalizeOperator(task_id="finalize", notify=notify, **{**common, "retries": 0})
     by_task = {deploy.task_id: deploy for deploy in deploys}
     with TaskGroup(group, tooltip="what goes back when the release does not reach its policy"):
         rollbacks = {
@@ -56,14 +59,14 @@ def finish(
                 target=deploy.target,
                 deferrable=deferrable,
                 retries=retries,
-                retry_delay=timedelta(seconds=5),
                 **common,
             )
             for deploy in deploys
         }
     for task_id, deploy in by_task.items():
-        deploy >> aggregate >> rollbacks[task_id] >> finalize
         for upstream in deploy.upstream_task_ids & by_task.keys():
             rollbacks[task_id] >> rollbacks[upstream]
-    aggregate >> finalize
+    aggregate.set_upstream(list(deploys))
+    aggregate.set_downstream([*rollbacks.values(), finalize])
+    finalize.set_upstream(list(rollbacks.values()))
     return finalize

@@ -69,9 +69,19 @@ def test_a_new_journal_knows_nothing() -> None:
 
 def test_an_entry_of_another_shape_is_refused_instead_of_guessed() -> None:
     store = MemoryStore()
-    store.set(Journal.ENTRY, {**entry().dump(), "surprise": 1})
-    with pytest.raises(SpecError, match=r"shop/t1: the journal .*surprise: Extra inputs.*delete the key 'journal'"):
-        Journal(store, "shop/t1").read()
+    store.set("t1.journal", {**entry().dump(), "surprise": 1})
+    where = r"shop/t1: the journal \(key 't1.journal'\).*surprise: Extra inputs.*that key of .*//shop/journal"
+    with pytest.raises(SpecError, match=where):
+        Journal(store, "shop/t1", "t1.").read()
+
+
+def test_targets_that_share_a_store_keep_apart() -> None:
+    store = MemoryStore()
+    one, two = Journal(store, "shop/t1", "t1."), Journal(store, "shop/t2", "t2.")
+    one.write(entry())
+    one.remember_bad("i", "why")
+    assert (two.read(), two.bad()) == (None, {})
+    assert (one.read(), one.bad()) == (entry(), {"i": "why"})
 
 
 def test_another_phase_is_a_copy() -> None:
