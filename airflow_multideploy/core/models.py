@@ -228,7 +228,7 @@ class Service(Model):
     build: Build | None = None
     version: Annotated[str, Field(pattern=VERSION_PATTERN)] | None = None
     schedule: Annotated[str, Field(min_length=1)] | None = None
-    tags: tuple[str, ...] = Field(default=(), strict=False)
+    tags: tuple[Annotated[str, Field(max_length=100)], ...] = Field(default=(), strict=False)
     notify: Annotated[tuple[Notify, ...], Field(strict=False)] = ()
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     deferrable: bool = True

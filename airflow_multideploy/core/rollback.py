@@ -128,6 +128,7 @@ class WayBack:
             known = entry.previous is not None and previous in (None, entry.previous.image)
             if known and entry.snapshot is not None and entry.snapshot.exists:
                 self.journal.remember_live(entry.previous)
+            self._still_mine(entry)
             if not seen.verified:
                 reason = f"sent back to {previous or 'its snapshot'}, which cannot be verified: {seen.reason}"
                 return self.journal.write(

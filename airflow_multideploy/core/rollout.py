@@ -180,7 +180,8 @@ class Rollout:
         if now is None or entry.snapshot is None or not self._mine(now) or now.rollout != entry.rollout:
             return
         if now.phase is Phase.ROLLED_BACK:
-            WayBack(self.platform, self.journal, self.clock).go(now)
+            if now.back is None or self.platform.observe(now.back).state is not State.HEALTHY:
+                WayBack(self.platform, self.journal, self.clock).go(now)
         elif now.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):  # whose way back it is looks for itself
             self.platform.rollback(entry.release, entry.snapshot, handle)
 

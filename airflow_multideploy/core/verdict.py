@@ -88,7 +88,7 @@ def judge(
         dry_run=dry_run,
         rules=rules,
         restore=tuple(name for wave in reversed(waves(targets)) for name in wave if name in restore),
-        reason=refused or _reason(ended, cancelled),
+        reason=refused or _reason(ended, cancelled, restore if final else ()),
         results=tuple(ended),
         figures=figures(ended, waves(targets)),
     )
@@ -101,10 +101,14 @@ def _ended(result: TargetResult) -> TargetResult:
     return result
 
 
-def _reason(results: Iterable[TargetResult], cancelled: bool) -> str:
+def _reason(results: Iterable[TargetResult], cancelled: bool, restore: Iterable[str]) -> str:
     parts = ["the run was stopped by hand"] if cancelled else []
     worst = (Phase.ROLLBACK_FAILED, Phase.UNKNOWN, Phase.ROLLING_BACK)
-    for result in sorted(results, key=lambda r: r.phase not in worst):
+    wanted = frozenset(restore)
+    for result in sorted(results, key=lambda r: r.phase not in worst and not (r.phase in GOOD and r.target in wanted)):
+        if result.phase in GOOD and result.target in wanted:
+            parts.append(f"{result.target}: {result.phase}, and was not sent back")
+            continue
         if result.phase in GOOD and result.verified:
             continue
         if result.phase is Phase.SKIPPED and not result.reason:

@@ -52,6 +52,19 @@ class ConsoleLink(BaseOperatorLink):
         return XCom.get_value(key=CONSOLE, ti_key=ti_key) or ""
 
 
+def outcome_of(context: Context, dag_id: str, service: str, target: str, task_id: str) -> TargetResult:
+    """What a target came to in this run: by its journal, else by what its deploy task pushed; else it is pending."""
+    entry = journal(context, service, target).read()
+    pushed = context["ti"].xcom_pull(task_ids=task_id, key=ROLLOUT)
+    what = f"{service}/{target}: the result that {task_id} left in XCom"
+    said = TargetResult.load(pushed, what=what, remedy="clear that task") if pushed else TargetResult(target=target)
+    if entry is None or (entry.dag_id, entry.run_id) != (dag_id, context["run_id"]):
+        return said
+    # Cleared, and skipped this time: what it once came to no longer counts, unless something of it is left there.
+    gone = entry.settled and (entry.phase is Phase.ROLLED_BACK or not entry.touched)
+    return said if gone and said.phase is Phase.SKIPPED else result_of(entry, critical=True)
+
+
 class DeployOperator(BaseOperator):
     """Releases one version to one target, waits until that version serves, and journals all of it.
 
@@ -254,8 +267,8 @@ class DeployOperator(BaseOperator):
         for edge in self.edges:
             if edge.target not in selected:
                 continue
-            entry = journal(context, self.service_name, edge.target).read()
-            ended = entry.phase if entry is not None and entry.run_id == context["run_id"] else Phase.SKIPPED
+            task_id = next(t.task_id for t in self.upstream_list if getattr(t, "target", None) == edge.target)
+            ended = outcome_of(context, self.dag_id, self.service_name, edge.target, task_id).phase
             outcome = "succeeded" if ended in GOOD else "skipped" if ended is Phase.SKIPPED else "failed"
             if edge.when == outcome or (edge.when == "completed" and outcome != "skipped"):
                 continue

@@ -14,10 +14,10 @@ from airflow_multideploy.core.journal import GOOD, Entry, Phase
 from airflow_multideploy.core.models import AtLeast, Edge, Notify, Policy, Strategy, TargetConfig
 from airflow_multideploy.core.plan import Plan
 from airflow_multideploy.core.rollout import CONTINUABLE
-from airflow_multideploy.core.status import Status, TargetResult, result_of
+from airflow_multideploy.core.status import Status, TargetResult
 from airflow_multideploy.core.verdict import Rules, Verdict, judge, table
 from airflow_multideploy.notifications import notify
-from airflow_multideploy.operators.deploy import ROLLOUT, DeployOperator
+from airflow_multideploy.operators.deploy import DeployOperator, outcome_of
 from airflow_multideploy.operators.state import (
     Final,
     journal,
@@ -101,7 +101,7 @@ class ReleaseOperator(BaseOperator):
     def _results(self, context: Context, plan: Plan | None) -> dict[str, TargetResult]:
         aside = () if plan is None else self.tasks.keys() - set(plan.selected)
         skipped = {target: TargetResult(target=target, phase=Phase.SKIPPED, deployed=Phase.SKIPPED) for target in aside}
-        results = {target: skipped.get(target) or self._result(context, target) for target in self.tasks}
+        results = {target: skipped.get(target) or self._outcome(context, target) for target in self.tasks}
         earlier = self._decided(context)
         for was in Verdict.model_validate(earlier).results if earlier else ():
             now = results[was.target]
@@ -152,16 +152,16 @@ class ReleaseOperator(BaseOperator):
             return f"the {self.build_task_id} task did not end well; its log says why"
         return ""
 
-    def _result(self, context: Context, target: str) -> TargetResult:
-        entry = self._entry(context, target)
-        pushed = context["ti"].xcom_pull(task_ids=self.tasks[target], key=ROLLOUT)
-        what = f"{self.service_name}/{target}: the result that {self.tasks[target]} left in XCom"
-        said = TargetResult.load(pushed, what=what, remedy="clear that task") if pushed else TargetResult(target=target)
-        if entry is None:
-            return said
-        # Cleared, and skipped this time: what it once came to no longer counts, unless something of it is left there.
-        gone = entry.settled and (entry.phase is Phase.ROLLED_BACK or not entry.touched)
-        return said if gone and said.phase is Phase.SKIPPED else result_of(entry, critical=True)
+    def _close(self, context: Context) -> None:
+        """From here on what the journals say stands: a deploy that was thought dead and wakes up now stops."""
+        for target in self.tasks:
+            entry = self._entry(context, target)
+            if entry is None or entry.phase in CONTINUABLE:
+                clear = getattr(context["dag_run"], "clear_number", None) or 0
+                journal(context, self.service_name, target).close(self.dag_id, context["run_id"], clear)
+
+    def _outcome(self, context: Context, target: str) -> TargetResult:
+        return outcome_of(context, self.dag_id, self.service_name, target, self.tasks[target])
 
     def _entry(self, context: Context, target: str) -> Entry | None:
         """The target's journal entry, when it is this run's."""
@@ -211,14 +211,6 @@ class AggregateStatusOperator(ReleaseOperator):
         if idle:
             raise DownstreamTasksSkipped(tasks=idle)  # type: ignore[no-untyped-call]
 
-    def _close(self, context: Context) -> None:
-        """From here on what the journals say stands: a deploy that was thought dead and wakes up now stops."""
-        for target in self.tasks:
-            entry = self._entry(context, target)
-            if entry is None or entry.phase in CONTINUABLE:
-                clear = getattr(context["dag_run"], "clear_number", None) or 0
-                journal(context, self.service_name, target).close(self.dag_id, context["run_id"], clear)
-
 
 class FinalizeOperator(ReleaseOperator):
     """Says how the release ended; the only leaf of its DAG, so that the run's colour is the truth.
@@ -241,6 +233,8 @@ class FinalizeOperator(ReleaseOperator):
 
         :raises ReleaseFailed: any status but ``succeeded`` and ``degraded``.
         """
+        if self._decided(context) is None:
+            self._close(context)
         verdict = self.judge(context)
         self._settle(context, verdict)
         if self.plan_task_id is not None:
@@ -281,7 +275,11 @@ class FinalizeOperator(ReleaseOperator):
             if result.target in verdict.restore or not result.touched:
                 continue
             entry = self._entry(context, result.target)
-            if entry is not None and not entry.settled:
+            if (
+                entry is not None
+                and not entry.settled
+                and entry.phase not in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED)
+            ):
                 phase = Phase.FAILED if entry.phase is Phase.FAILED else Phase.UNKNOWN
                 kept = entry.to(phase, settled=True, deployed=phase, reason=result.reason)
                 journal(context, self.service_name, result.target).write(kept)

@@ -144,6 +144,7 @@ class LocalAirflow:
 
     def start_component(self, component: str) -> None:
         """Start one component as a process group of its own."""
+        (self.home / f"{component}.pid").unlink(missing_ok=True)  # of a worker that was killed
         log = (self.home / "components" / f"{component}.log").open("ab")
         with log:
             self.processes[component] = subprocess.Popen(  # noqa: S603 - our own interpreter, fixed arguments
@@ -174,7 +175,6 @@ class LocalAirflow:
         if tree:
             _kill(children)
         self._left += children
-        (self.home / f"{component}.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Stop everything that was started: politely, then for certain."""

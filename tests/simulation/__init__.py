@@ -1,0 +1,1 @@
+"""Whole releases on a small simulated Airflow, a fake platform and a fake clock, with every kind of trouble."""

@@ -1,0 +1,224 @@
+"""``python -m tests.simulation.mutants``: break the release logic, one rule at a time, and see the simulation notice.
+
+Each mutant is an exact text and what stands there instead, in a copy of the package. 1 when one is not noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "airflow_multideploy"
+ROLLOUT, ROLLBACK, STATUS = "core/rollout.py", "core/rollback.py", "core/status.py"
+RELEASE, WAY_BACK, DEPLOY, TAIL = (
+    "operators/release.py",
+    "operators/rollback.py",
+    "operators/deploy.py",
+    "operators/tail.py",
+)
+SCHEDULES, SEED = 6000, 1
+
+
+class Mutant(NamedTuple):
+    """A rule that is broken: edits of file, old text, new text."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+
+
+MUTANTS = (
+    Mutant(
+        "the way back is not verified",
+        (
+            (
+                ROLLBACK,
+                "return self.journal.write(entry.to(Phase.ROLLING_BACK, back=back))",
+                "return self.journal.write(entry.to(Phase.ROLLED_BACK, settled=True, rollback_ended_at=now))",
+            ),
+        ),
+    ),
+    Mutant(
+        "dependencies go back first",
+        (
+            (TAIL, "rollbacks[task_id] >> rollbacks[upstream]", "rollbacks[upstream] >> rollbacks[task_id]"),
+            (ROLLBACK, "return frozenset((dependents(targets, {target}) - {target}) & selected)", "return frozenset()"),
+        ),
+    ),
+    Mutant(
+        "a dependency does not wait for a dependent that is not back",
+        ((ROLLBACK, "return frozenset((dependents(targets, {target}) - {target}) & selected)", "return frozenset()"),),
+    ),
+    Mutant(
+        "a retry takes the snapshot again",
+        ((ROLLOUT, "if entry.snapshot is None:\n                previous", "if True:\n                previous"),),
+    ),
+    Mutant(
+        "XCom is trusted, the journal is not",
+        (
+            (
+                DEPLOY,
+                'if entry is None or (entry.dag_id, entry.run_id) != (dag_id, context["run_id"]):',
+                "if True:",
+            ),
+        ),
+    ),
+    Mutant(
+        "nothing is journalled ahead of the write",
+        (
+            (
+                ROLLOUT,
+                "entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True, settled=False))",
+                "entry = entry.to(Phase.DEPLOYING, touched=True, settled=False)",
+            ),
+        ),
+    ),
+    Mutant(
+        "what the platform accepted counts as succeeded",
+        (
+            (
+                ROLLOUT,
+                "return self.journal.write(entry.to(Phase.VERIFYING, handle=handle,",
+                "return self.journal.write(entry.to(Phase.SUCCEEDED, settled=True, handle=handle,",
+            ),
+        ),
+    ),
+    Mutant(
+        "drift is overwritten",
+        (
+            (
+                ROLLOUT,
+                "return self.platform.deploy(entry.release, snapshot)",
+                'return self.platform.deploy(entry.release.model_copy(update={"force": True}), snapshot)',
+            ),
+        ),
+    ),
+    Mutant(
+        "a retry gets a release id of its own",
+        (
+            (
+                ROLLOUT,
+                "return entry.to(entry.phase, attempt=entry.attempt + 1,",
+                'again_id = {"release_id": f"{entry.release.release_id}-r"}\n'
+                "                return entry.to(entry.phase, release=entry.release.model_copy(update=again_id), "
+                "attempt=entry.attempt + 1,",
+            ),
+        ),
+    ),
+    Mutant(
+        "untouched targets are sent back",
+        (
+            (ROLLBACK, "touched = {r.target for r in results if r.touched}", "touched = {r.target for r in results}"),
+            (WAY_BACK, "or entry is None or not entry.touched:", "or entry is None:"),
+        ),
+    ),
+    Mutant("critical means nothing", ((STATUS, "criticals = [r for r in counting if r.critical]", "criticals = []"),)),
+    Mutant(
+        "a failed way back is green",
+        (
+            (
+                STATUS,
+                "return self in (Status.SUCCEEDED, Status.DEGRADED)",
+                "return self in (Status.SUCCEEDED, Status.DEGRADED, Status.ROLLBACK_FAILED)",
+            ),
+        ),
+    ),
+    Mutant("a late write is not taken back", ((ROLLOUT, "        self._give_way(entry, handle)\n", ""),)),
+    Mutant(
+        "a deploy that wakes up after its run goes on",
+        ((RELEASE, "if entry is None or entry.phase in CONTINUABLE:", "if False:"),),
+    ),
+    Mutant(
+        "a way back writes over what came after it",
+        ((ROLLBACK, "if (now := self.journal.read()) != entry:", "if (now := entry) != entry:"),),
+    ),
+    Mutant("a retry starts a rollout that has ended again", ((ROLLOUT, "if not again:\n", "if False:\n"),)),
+    Mutant(
+        "another run's doubt is ignored",
+        ((ROLLOUT, "if entry is not None and entry.unsettled and not self._mine(entry):", "if False:"),),
+    ),
+    Mutant(
+        "a cleared task takes the snapshot again",
+        ((ROLLOUT, "keep = entry.touched and not (entry.settled and back)", "keep = False"),),
+    ),
+    Mutant("rollback tasks are no teardowns", ((RELEASE, "self.is_teardown = True", "self.is_teardown = False"),)),
+    Mutant(
+        "a look that tells nothing counts as back",
+        (
+            (
+                ROLLBACK,
+                "now = self.clock.time()\n        if seen.state is State.HEALTHY:",
+                "now = self.clock.time()\n        if seen.state is not State.FAILED:",
+            ),
+        ),
+    ),
+    Mutant(
+        "a way back that somebody wrote over is not repeated",
+        ((ROLLBACK, "(failed or seen.state is State.SUPERSEDED) and", "failed and"),),
+    ),
+    Mutant(
+        "a target that should be back and is not goes unnoticed",
+        ((STATUS, " or (r.target in wanted and not _went_back(r)) for r in counting", " for r in counting"),),
+    ),
+    Mutant(
+        "only failed targets go back, whatever the strategy",
+        ((ROLLBACK, 'if met or strategy == "failed":', "if True:"),),
+    ),
+    Mutant(
+        "a dependency that died counts as skipped",
+        (
+            (
+                DEPLOY,
+                'outcome = "succeeded" if ended in GOOD else "skipped" if ended is Phase.SKIPPED else "failed"',
+                'outcome = "succeeded" if ended in GOOD else "skipped" if ended in (Phase.SKIPPED, Phase.PENDING) else "failed"',
+            ),
+        ),
+    ),
+)
+
+
+def run(mutant: Mutant) -> tuple[str, float]:
+    """The invariant that a mutant breaks (empty: none), and after how many seconds."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as place:
+        folder = Path(place)
+        ignore = shutil.ignore_patterns("__pycache__", "sandbox", "plugin")
+        shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=ignore)
+        shutil.copytree(ROOT / "tests" / "simulation", folder / "tests" / "simulation", ignore=ignore)
+        (folder / "tests" / "__init__.py").touch()
+        for name, old, new in mutant.edits:
+            path = folder / PACKAGE / name
+            text = path.read_text()
+            if text.count(old) != 1:
+                raise SystemExit(f"{mutant.name}: {name} holds {text.count(old)} times, not once: {old}")
+            path.write_text(text.replace(old, new))
+        began = time.monotonic()
+        command = [sys.executable, "-m", "tests.simulation", "--first", "--processes", "1"]
+        command += ["--schedules", str(SCHEDULES), "--seed", str(SEED)]
+        environment = {**os.environ, "PYTHONPATH": place}
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+        broken = re.search(r"^(\w+) +1?\d+$", done.stdout, re.M)
+        if done.returncode not in (0, 1) or (done.returncode == 1) != (broken is not None):
+            raise SystemExit(f"{mutant.name}: {done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        return (broken.group(1) if broken else ""), time.monotonic() - began
+
+
+def main() -> int:
+    survivors = 0
+    with ThreadPoolExecutor(2) as pool:
+        for mutant, (caught, seconds) in zip(MUTANTS, pool.map(run, MUTANTS), strict=True):
+            survivors += not caught
+            print(f"{mutant.name:60} {caught or 'SURVIVES':65} {seconds:5.1f} s", flush=True)
+    print(f"{len(MUTANTS)} mutants, {survivors} survive")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
