@@ -330,7 +330,7 @@ class TestAwsEcs(PlatformContract):
             monkeypatch.setenv("AIRFLOW_CONN_CONTRACT", json.dumps(known))
         platform = self.platform(stand_in)
         handle = Handle(action="deploy", revision="x")
-        words = "isn't defined|specify a region|plain http"
+        words = "no Airflow Connection|specify a region|plain http"
         with pytest.raises((PlatformError, SpecError), match=words) as caught:
             asyncio.run(platform.aobserve(handle)) if mode == "async" else platform.observe(handle)
         assert not getattr(caught.value, "retryable", False)

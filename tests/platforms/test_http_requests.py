@@ -202,7 +202,7 @@ class TestRequests:
 
     def test_no_such_connection(self) -> None:
         for error in errors(http(conn_id="nowhere", **VERSION), Handle(action="deploy")):
-            assert "connection 'nowhere' is not defined" in str(error)
+            assert "no Airflow Connection 'nowhere'; create it" in str(error)
             assert not error.retryable
 
     def test_credentials_do_not_go_over_plain_http(self, monkeypatch: pytest.MonkeyPatch) -> None:
