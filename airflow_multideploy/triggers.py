@@ -22,12 +22,21 @@ class RolloutTrigger(BaseTrigger):
     :param config: the target's resolved config.
     :param handle: what ``deploy`` or ``rollback`` returned, as JSON.
     :param deadline: epoch seconds; absolute, so that a triggerer's restart does not extend it.
+    :param earliest: epoch seconds; healthy counts only from then on.
     """
 
     def __init__(
-        self, *, service: str, target: str, config: dict[str, Any], handle: dict[str, Any], deadline: float
+        self,
+        *,
+        service: str,
+        target: str,
+        config: dict[str, Any],
+        handle: dict[str, Any],
+        deadline: float,
+        earliest: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.earliest = earliest
         self.service, self.target, self.config, self.handle, self.deadline = service, target, config, handle, deadline
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -40,6 +49,7 @@ class RolloutTrigger(BaseTrigger):
                 "config": self.config,
                 "handle": self.handle,
                 "deadline": self.deadline,
+                "earliest": self.earliest,
             },
         )
 
@@ -48,7 +58,7 @@ class RolloutTrigger(BaseTrigger):
         # Loading an SDK takes up to seconds; in a thread, so that the other triggers' polls go on meanwhile.
         platform = await asyncio.to_thread(adapter, self.config, service=self.service, target=self.target)
         handle = Handle.model_validate(self.handle)
-        watch = Watch(deadline=self.deadline, interval=platform.config.poll_interval)
+        watch = Watch(deadline=self.deadline, interval=platform.config.poll_interval, earliest=self.earliest)
         reported = ""
         # The rollout has only just begun; after a restart of the triggerer all begin at once, so the looks are spread.
         await asyncio.sleep(min(platform.config.poll_interval, random.uniform(0.7, 1.3)))  # noqa: S311 - jitter

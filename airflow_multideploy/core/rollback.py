@@ -18,6 +18,9 @@ from airflow_multideploy.core.wait import Clock, Watch, follow, persist
 ATTEMPTS = 3
 """How often a platform is asked to go back when it fails on the way."""
 
+LANDING = 35.0
+"""Seconds after which a write that was on the way has landed, or never will: a little more than a call's time-out."""
+
 
 def select(
     results: Iterable[TargetResult],
@@ -50,6 +53,14 @@ def blockers(target: str, targets: Mapping[str, TargetConfig], selected: frozens
     return frozenset((dependents(targets, {target}) - {target}) & selected)
 
 
+def quiet_from(entry: Entry) -> float:
+    """Epoch seconds from which no write of the deploy can land any more; until then, being back is not believed.
+
+    A deploy without a handle may have died with its write on the way: a platform that answers nobody still acts on it.
+    """
+    return 0.0 if entry.handle is not None else (entry.rollback_started_at or 0.0) + LANDING
+
+
 @dataclass
 class WayBack:
     """The rollback of one target: `begin`, wait, `conclude`; until the entry is settled or its time is over."""
@@ -68,7 +79,8 @@ class WayBack:
             back = entry.back
             if back is None:
                 return entry
-            watch = Watch(deadline=entry.rollback_deadline or 0.0, interval=self.platform.config.poll_interval)
+            deadline, pause = entry.rollback_deadline or 0.0, self.platform.config.poll_interval
+            watch = Watch(deadline=deadline, interval=pause, earliest=quiet_from(entry))
             entry = self.conclude(entry, follow(partial(self.platform.observe, back), watch=watch, clock=self.clock))
             if entry.phase is not Phase.ROLLING_BACK:
                 return entry

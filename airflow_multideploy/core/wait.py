@@ -77,10 +77,14 @@ class Watch:
     :param deadline: epoch seconds; absolute, so that a restart of whoever waits does not extend it.
     :param interval: most seconds between looks. Early ones come sooner, an eighth of the time waited so far, so that a
         rollout of seconds is not made longer by the waiting.
+    :param earliest: epoch seconds; healthy counts only from then on.
     """
 
-    def __init__(self, *, deadline: float, interval: float, rng: random.Random | None = None) -> None:
+    def __init__(
+        self, *, deadline: float, interval: float, earliest: float = 0.0, rng: random.Random | None = None
+    ) -> None:
         self.deadline = deadline
+        self.earliest = min(earliest, deadline)
         self.interval = interval
         self._began: float | None = None
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not secrets
@@ -95,7 +99,7 @@ class Watch:
             if now >= self.deadline:
                 return Observation(state=State.UNKNOWN, reason=f"no answer until the deadline; last error: {seen}")
             return max(self._wait(now), min(seen.retry_after or 0.0, self.deadline - now))
-        if seen.ended:
+        if seen.ended and not (seen.state is State.HEALTHY and now < self.earliest):
             return seen
         if now >= self.deadline:
             return Observation(

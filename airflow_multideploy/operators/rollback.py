@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError, RollbackFailed
 from airflow_multideploy.core.journal import Entry, Phase
-from airflow_multideploy.core.rollback import WayBack, blockers
+from airflow_multideploy.core.rollback import WayBack, blockers, quiet_from
 from airflow_multideploy.core.status import result_of
 from airflow_multideploy.core.verdict import Verdict
 from airflow_multideploy.operators.deploy import CONSOLE, ConsoleLink
@@ -104,6 +104,7 @@ class RollbackOperator(ReleaseOperator):
                 config=dict(entry.config),
                 handle=entry.back.dump(),
                 deadline=deadline,
+                earliest=quiet_from(entry),
             ),
             method_name="resume",
             timeout=timedelta(seconds=max(deadline - self._clock.time(), 0.0) + 120),

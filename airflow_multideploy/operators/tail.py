@@ -50,7 +50,7 @@ def finish(
         retries=retries,
         **common,
     )
-    finalize = FinalizeOperator(task_id="finalize", notify=notify, **{**common, "retries": 0})
+    finalize = FinalizeOperator(task_id="finalize", retries=retries, notify=notify, **common)
     by_task = {deploy.task_id: deploy for deploy in deploys}
     with TaskGroup(group, tooltip="what goes back when the release does not reach its policy"):
         rollbacks = {

@@ -12,7 +12,7 @@ from airflow_multideploy.core.contract import Observation, State
 from airflow_multideploy.core.errors import PlatformError, RollbackFailed
 from airflow_multideploy.core.journal import Phase
 from airflow_multideploy.core.plan import dependents
-from airflow_multideploy.core.rollback import ATTEMPTS, blockers, select
+from airflow_multideploy.core.rollback import ATTEMPTS, LANDING, blockers, select
 from airflow_multideploy.core.status import TargetResult
 from airflow_multideploy.testing.fake import Crash
 from tests.core.conftest import IMAGE, OLD, Bench, targets
@@ -302,3 +302,20 @@ def test_a_way_back_that_fails_every_time_is_said_to_have_failed(bench: Bench) -
     entry = bench.back()
     assert (entry.phase, entry.settled) == (Phase.ROLLBACK_FAILED, False)
     assert [call.name for call in bench.world.calls].count("rollback") == ATTEMPTS
+
+
+def test_being_back_is_not_believed_while_a_write_without_an_answer_may_still_land(bench: Bench) -> None:
+    bench.fault("deploy", "crash_before")
+    with pytest.raises(Crash):
+        bench.begin()
+    began = bench.world.clock.now
+    entry = bench.way().go(bench.entry())
+    assert entry.phase is Phase.ROLLED_BACK
+    assert bench.world.clock.now - began >= LANDING
+
+
+def test_a_deploy_that_was_answered_goes_back_without_that_wait(bench: Bench) -> None:
+    bench.deploy()
+    began = bench.world.clock.now
+    assert bench.way().go(bench.entry()).phase is Phase.ROLLED_BACK
+    assert bench.world.clock.now - began < LANDING

@@ -8,7 +8,6 @@ from tests.simulation.invariants import breaches
 from tests.simulation.play import Story, installed, play
 from tests.simulation.schedules import Schedule, schedules
 
-
 Breach = tuple[str, str, Schedule]
 """The invariant's name, how it was broken, and by what."""
 

@@ -53,10 +53,10 @@ def it_always_ends(story: Story) -> Iterator[str]:
 @invariant
 def never_rolled_back_without_verification_after_last_write(story: Story) -> Iterator[str]:
     """Whenever a journal comes to say ``rolled_back``, a healthy look at the target came after the last write there."""
-    looked: dict[str, bool] = {}
+    looked = dict.fromkeys(story.beyond, True)
     for step in story.steps:
         if step.what == "wrote":
-            looked[step.target] = False
+            looked[step.target] = step.target in story.beyond
         elif step.what == "seen" and step.value == ("rollback", "healthy"):
             looked[step.target] = True
         elif step.what == "journal" and step.value["phase"] == "rolled_back" and not looked.get(step.target):
@@ -68,7 +68,7 @@ def rolled_back_is_never_a_lie(story: Story) -> Iterator[str]:
     """In the end, a target whose journal says ``rolled_back`` serves what its snapshot says."""
     for target in story.schedule.targets:
         kept = entry(story, target)
-        if kept is None or kept["phase"] != "rolled_back":
+        if kept is None or kept["phase"] != "rolled_back" or target in story.beyond:
             continue
         live, well = story.now(target)
         snapshot = kept["snapshot"]["revision"]
@@ -145,6 +145,20 @@ def every_touched_target_settled_or_named_in_status(story: Story) -> Iterator[st
 
 
 @invariant
+def what_is_verified_back_stays_settled(story: Story) -> Iterator[str]:
+    """A journal that says ``rolled_back`` is opened again only when the target no longer serves the snapshot."""
+    last: dict[str, Any] = {}
+    for step in story.steps:
+        if step.what == "journal":
+            before, kept = last.get(step.target), step.value
+            last[step.target] = kept
+            if before is None or before["phase"] != "rolled_back" or kept["phase"] in ("rolled_back", "deploying"):
+                continue
+            if before["run_id"] == kept["run_id"] and step.live == kept["snapshot"]["revision"]:
+                yield f"{step.target} at {step.at:.1f}: {kept['phase']}"
+
+
+@invariant
 def snapshot_never_overwritten_by_half_deployed_state(story: Story) -> Iterator[str]:
     """A snapshot never holds what its own run wrote, nor what an earlier run wrote and left unsettled."""
     unsettled: dict[tuple[str, str], bool] = {}
@@ -216,15 +230,48 @@ def drift_is_left_alone(story: Story) -> Iterator[str]:
 
 
 @invariant
+def doubt_and_bad_versions_ask_for_force(story: Story) -> Iterator[str]:
+    """No run starts where another left a target in doubt, or with a version that was rolled back, unless it forces."""
+    doubt: dict[str, Any] = {}
+    bad: dict[str, Any] = {}
+    for step in story.steps:
+        if step.what == "bad":
+            bad[step.target] = step.value
+        elif step.what == "journal":
+            kept, before = step.value, doubt.get(step.target)
+            where = f"{kept['run_id']}: {step.target} at {step.at:.1f}"
+            if kept["phase"] == "deploying" and not kept["release"]["force"]:
+                if before is not None and before["run_id"] != kept["run_id"]:
+                    yield f"{where}: {before['run_id']} left it {before['phase']}"
+                if kept["release"]["image"] in bad.get(step.target, ()):
+                    yield f"{where}: {kept['release']['image']} is known as bad"
+            doubt[step.target] = kept if kept["touched"] and not kept["settled"] else None
+
+
+@invariant
 def overall_status_equals_oracle(story: Story) -> Iterator[str]:
     """The status that ``finalize`` says is one that the platforms' state makes true."""
     for run in releases(story):
         said = verdict(run)
-        if said is None or run.run_id not in story.ends:
+        if said is None or story.beyond:
             continue
         expected = Oracle(story, run).statuses()
         if said["status"] not in expected:
             yield f"{run.run_id}: {said['status']} ({said['reason']}), expected {' or '.join(sorted(expected))}"
+
+
+@invariant
+def a_way_back_without_trouble_of_its_own_succeeds(story: Story) -> Iterator[str]:
+    """Where no rollback fails or dies and nobody else deploys, no run ends as ``rollback_failed``, orphans or not."""
+    schedule = story.schedule
+    deploys, backs = schedule.deploys[: len(schedule.targets)], schedule.rollbacks[: len(schedule.targets)]
+    troubled = any(not trouble.task.endswith(".deploy") or trouble.action == "clear" for trouble in schedule.troubles)
+    if troubled or schedule.after or not set(backs) <= {"ok"} or {"drift", "drift_later"} & set(deploys):
+        return
+    for run in releases(story):
+        said = verdict(run)
+        if said is not None and said["status"] == "rollback_failed":
+            yield f"{run.run_id}: {said['reason']}"
 
 
 @invariant

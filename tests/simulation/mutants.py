@@ -149,7 +149,26 @@ MUTANTS = (
         "a cleared task takes the snapshot again",
         ((ROLLOUT, "keep = entry.touched and not (entry.settled and back)", "keep = False"),),
     ),
-    Mutant("rollback tasks are no teardowns", ((RELEASE, "self.is_teardown = True", "self.is_teardown = False"),)),
+    Mutant(
+        "rollback tasks are no teardowns",
+        (
+            (
+                WAY_BACK,
+                "self.target, self.deferrable = target, deferrable",
+                "self.target, self.deferrable, self.is_teardown = target, deferrable, False",
+            ),
+        ),
+    ),
+    Mutant(
+        "finalize does not decide the run's colour",
+        (
+            (
+                RELEASE,
+                "self.on_failure_fail_dagrun = True\n        self.outlets",
+                "self.outlets",
+            ),
+        ),
+    ),
     Mutant(
         "a look that tells nothing counts as back",
         (
@@ -177,8 +196,8 @@ MUTANTS = (
         (
             (
                 DEPLOY,
-                'outcome = "succeeded" if ended in GOOD else "skipped" if ended is Phase.SKIPPED else "failed"',
-                'outcome = "succeeded" if ended in GOOD else "skipped" if ended in (Phase.SKIPPED, Phase.PENDING) else "failed"',
+                '"skipped" if ended is Phase.SKIPPED else "failed"',
+                '"skipped" if ended in (Phase.SKIPPED, Phase.PENDING) else "failed"',
             ),
         ),
     ),
@@ -189,7 +208,7 @@ def run(mutant: Mutant) -> tuple[str, float]:
     """The invariant that a mutant breaks (empty: none), and after how many seconds."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as place:
         folder = Path(place)
-        ignore = shutil.ignore_patterns("__pycache__", "sandbox", "plugin")
+        ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=ignore)
         shutil.copytree(ROOT / "tests" / "simulation", folder / "tests" / "simulation", ignore=ignore)
         (folder / "tests" / "__init__.py").touch()

@@ -32,7 +32,8 @@ class Oracle:
         marks = self.story.marks
         begin = marks[self.run.run_id]
         later = [mark for name, mark in marks.items() if mark > begin and name != "clear" and "over" not in name]
-        return self.story.steps[begin : min(later, default=None)]
+        mine = ("", self.run.run_id)
+        return [step for step in self.story.steps[begin : min(later, default=None)] if step.run in mine]
 
     def of(self, target: str, what: str | None = None) -> list[Step]:
         """What happened on a target in this run."""
@@ -70,7 +71,7 @@ class Oracle:
             elif step.what != "journal" or step.value["run_id"] != self.run.run_id:
                 continue
             elif step.value["phase"] == "rolled_back":
-                back = True
+                back = self.schedule.of(self.schedule.places, target, "old") != "first_left"
             elif step.value["phase"] == "deploying":  # once more: nobody knows what became of the one before
                 sure, announced, changed, back = (sure or announced) and not back, True, True, False
             elif step.value["phase"] == "verifying":
@@ -185,7 +186,7 @@ class Oracle:
 
     def _verified(self, target: str) -> bool:
         steps = self.of(target)
-        last = max((i for i, step in enumerate(steps) if step.what in ("wrote", "rollback")), default=-1)
+        last = max((i for i, step in enumerate(steps) if step.what == "wrote"), default=-1)
         return any(step.what == "seen" and step.value == ("rollback", "healthy") for step in steps[last + 1 :])
 
     def statuses(self) -> set[str]:
@@ -210,8 +211,8 @@ class Oracle:
             if not all(ways):
                 yield "rollback_failed"
                 continue
-            if any(self._in_vain(target) for target in touched.difference(restore)):
-                yield "rollback_failed"  # of a way back that was tried before tasks were cleared
+            if any(self._in_vain(target) for target in set(self.selected).difference(restore)):
+                yield from ("rollback_failed", "unknown")  # of a way back that was tried before tasks were cleared
             if left_unknown:
                 yield "unknown"
             elif met:
@@ -219,6 +220,7 @@ class Oracle:
             elif not touched:
                 yield "not_started"
             else:
-                before = {t for t in touched if self.run.clear_number and True in self.back(t)}
+                gone = {target for target in touched if outcomes[target] != "good"}
+                before = {target for target in gone if self.run.clear_number and True in self.back(target)}
                 back = before | set(restore)
                 yield "rolled_back" if touched == back else "partially_rolled_back" if back else "failed"

@@ -62,6 +62,11 @@ class Story:
     met: Counter[tuple[str, str]] = field(default_factory=Counter)
     ends: dict[str, dict[str, tuple[str | None, bool]]] = field(default_factory=dict)
     """Per run, what was live on each target at its end, and whether it was well."""
+    beyond: set[str] = field(default_factory=set)
+    """Targets on which a process that was thought dead wrote, and then died before it could see that it was too late.
+
+    Where that comes after the last look, and the platform has no fence of its own, nobody is left who could notice.
+    """
     error: str = ""
 
     def point(self, attempt: Attempt, name: str) -> None:
@@ -71,6 +76,8 @@ class Story:
         count = self.met[task.name, name]
         for trouble in self.schedule.troubles:
             if (trouble.task, trouble.point) == (task.name, name) and trouble.nth in (0, count):
+                if (name, trouble.action) == ("deploy:after", "crash") and task.attempt is not attempt:
+                    self.beyond.add(task.operator.target)
                 self._happen(attempt, trouble.action, trouble.seconds)
 
     def _happen(self, attempt: Attempt, action: str, seconds: float) -> None:

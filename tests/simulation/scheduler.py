@@ -421,7 +421,8 @@ class SimAirflow:
     def _defer(self, task: Task, deferred: TaskDeferred) -> None:
         trigger: Any = deferred.trigger
         platform = adapter(trigger.config, service=trigger.service, target=trigger.target)
-        watch = Watch(deadline=trigger.deadline, interval=platform.config.poll_interval, rng=self.rng)
+        pause, earliest = platform.config.poll_interval, trigger.earliest
+        watch = Watch(deadline=trigger.deadline, interval=pause, earliest=earliest, rng=self.rng)
         handle = Handle.model_validate(trigger.handle)
         task.attempt = None
         self._set(task, "deferred")

@@ -151,7 +151,7 @@ class Schedule:
         return values[index] if index < len(values) else default
 
 
-AFTER = ("", "", "", "release", "force", "again", "reconcile", "reconciler", "clear_deploy", "clear_rollback")
+AFTER = ("", "release", "force", "again", "reconcile", "reconciler", "clear_deploy", "clear_rollback")
 
 
 def deploy_task(target: str) -> str:
@@ -184,6 +184,22 @@ def singles() -> Iterator[Schedule]:
     bad = ("fails", "unknown", "lost_for_good")
     for deploy, back, troubles, place in itertools.product(bad, ROLLBACKS, troubles_of("t1"), PLACES[:3]):
         yield Schedule("one", deploys=(deploy,), rollbacks=(back,), troubles=troubles, places=(place,))
+
+
+def corners() -> Iterator[Schedule]:
+    """What no number of schedules leaves out: every trouble with the outcomes that matter most; what comes after; and
+    an orphan that writes while its run goes back, and then dies.
+    """
+    for deploy, troubles in itertools.product(("ok", "fails", "unseen", "lost_for_good"), troubles_of("t1")):
+        yield Schedule("one", deploys=(deploy,), troubles=troubles)
+    for tenths, strategy, seed in itertools.product(range(120, 220, 4), ("all", "failed"), range(2)):
+        orphan = Trouble(deploy_task("t1"), "deploy:before", 1, "orphan", tenths / 10)
+        killed = Trouble(deploy_task("t1"), "deploy:after", 2)
+        yield Schedule("one", strategy, deploys=("fails",), troubles=(orphan, killed), seed=seed)
+    dead = (Trouble("aggregate_status", "start", 0),)
+    for deploy, back, after in itertools.product(("ok", "fails", "unknown"), ("ok", "fails", "errors"), AFTER):
+        for graph, strategy, troubles in itertools.product(("one", "chain2"), ("all", "none"), ((), dead)):
+            yield Schedule(graph, strategy, "all", (deploy, "fails"), (back,), after=after, troubles=troubles)
 
 
 SHORT = ("ok", "fails", "hangs", "unknown", "drift", "lost", "errors", "refused")
@@ -228,7 +244,7 @@ def draw(choose: Choose) -> Schedule:
         retries=choose((1, 0, 2)),
         deferrable=choose((True, True, False)),
         keep=choose((False, False, True)),
-        after=choose(AFTER),
+        after=choose(("", "", *AFTER)),
         before=choose((False, False, False, True)),
         selected=choose((4, 4, 4, 3, 2, 1)),
         seed=choose(range(1000)),
@@ -250,21 +266,26 @@ def _trouble(choose: Choose, targets: Sequence[str]) -> Trouble:
 
 @cache
 def listed() -> tuple[tuple[Schedule, ...], ...]:
-    """All of one target, and all of two."""
-    return tuple(tuple(dict.fromkeys(source())) for source in (singles, pairs))
+    """The corners, all of one target, and all of two."""
+    known: set[Schedule] = set()
+    found = []
+    for source in (corners, singles, pairs):
+        found.append(tuple(schedule for schedule in dict.fromkeys(source()) if schedule not in known))
+        known.update(found[-1])
+    return tuple(found)
 
 
 def schedules(number: int, seed: int) -> Iterator[Schedule]:
-    """That many distinct schedules: of the lists of one and two targets a third each, or the whole list where that is
-    less; for the rest random ones of all graphs. Mixed, so that the first thousand are of every kind.
+    """That many distinct schedules: of each list a third, or the whole list where that is less; for the rest random
+    ones of all graphs. Mixed, so that the first thousand are of every kind.
     """
     rng = random.Random(seed)
     chosen = [rng.sample(everything, min(len(everything), number // 3)) for everything in listed()]
     known = {schedule for some in chosen for schedule in some}
     drawn = number - len(known)
     while number:
-        kind = rng.choices(range(3), weights=[len(chosen[0]), len(chosen[1]), drawn])[0]
-        if kind < 2:
+        kind = rng.choices(range(4), weights=[*map(len, chosen), drawn])[0]
+        if kind < 3:
             schedule = chosen[kind].pop()
         else:
             while (schedule := draw(rng.choice)) in known:
