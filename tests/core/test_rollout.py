@@ -183,7 +183,8 @@ def test_a_restart_does_not_extend_the_deadline(bench: Bench) -> None:
 def test_an_unsettled_rollout_of_another_run_is_in_doubt_until_it_is_forced(bench: Bench) -> None:
     bench.fault("deploy", "fails")
     first = bench.deploy("2", "run1")
-    with pytest.raises(InDoubt, match=r"shop/t1: in doubt: run 'run1' of 'shop' left version 2 failed here \(exit code 1\)"):
+    facts = r"shop/t1: in doubt: run 'run1' of 'shop' left version 2 failed here \(exit code 1\)"
+    with pytest.raises(InDoubt, match=facts):
         bench.begin("3", "run2")
     assert bench.entry() == first
     why = bench.rollout("run2").refuse(bench.release("3", "run2"))
