@@ -17,7 +17,7 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 test: setup  ## all tests that need no root service
-	$(BIN)/python -m pytest tests -n 3 --dist loadgroup
+	$(BIN)/python -m pytest tests -n 3 --dist loadfile
 
 test-quick: setup  ## without the real scheduler
 	$(BIN)/python -m pytest tests -n 2 -m "not system"

@@ -205,6 +205,7 @@ def service_dag(name: str, service: Service) -> DAG:
             [deploys[target] for target in service.targets],
             plan_task_id=PLAN,
             build_task_id=build_id,
+            notify=[settings.model_dump(mode="json") for settings in service.notify],
             deferrable=service.deferrable,
             **common,
         )

@@ -6,12 +6,13 @@ and be called again on another machine.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, State
-from airflow_multideploy.core.errors import InDoubt, KnownBad, PlatformError, RolloutFailed
-from airflow_multideploy.core.journal import Entry, Journal, Phase
+from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, Snapshot, State
+from airflow_multideploy.core.errors import Drift, InDoubt, KnownBad, PlatformError, RolloutFailed
+from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase
 from airflow_multideploy.core.reconcile import facts
 from airflow_multideploy.core.rollback import WayBack
 from airflow_multideploy.core.wait import Clock, persist
@@ -175,15 +176,17 @@ class Rollout:
             )
 
     def _give_way(self, entry: Entry, handle: Handle | None) -> None:
-        """Take back a write that came through after the rollback of its run had looked: nobody else would."""
+        """Take back a write that came through after somebody else had taken over: nobody else would."""
         now = self.journal.read()
-        if now is None or entry.snapshot is None or not self._mine(now) or now.rollout != entry.rollout:
+        if now is None or entry.snapshot is None or (self._mine(now) and now.rollout != entry.rollout):
             return
-        if now.phase is Phase.ROLLED_BACK:
+        mine, going_back = self._mine(now), now.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED)
+        if mine and now.phase is Phase.ROLLED_BACK:
             if now.back is None or self.platform.observe(now.back).state is not State.HEALTHY:
                 WayBack(self.platform, self.journal, self.clock).go(now)
-        elif now.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):  # whose way back it is looks for itself
-            self.platform.rollback(entry.release, entry.snapshot, handle)
+        elif (mine and going_back) or (not mine and _expects(now, entry.snapshot)):
+            with suppress(Drift):  # what is live is not ours
+                self.platform.rollback(entry.release, entry.snapshot, handle)
 
     def _taken_over(self, entry: Entry, opened: Entry | None) -> Entry | None:
         """What the journal says, when that is neither what it said before nor a state of this rollout's own."""
@@ -239,3 +242,10 @@ class Rollout:
                 ended_at=self.clock.time() if failed else None,
             )
         )
+
+
+def _expects(entry: Entry, snapshot: Snapshot) -> bool:
+    """Whether by another run's entry that is live which we found too, so that a late write of ours is in its way."""
+    if entry.phase in GOOD:
+        return entry.handle is not None and entry.handle.revision == snapshot.revision is not None
+    return entry.snapshot is not None and entry.snapshot == snapshot

@@ -64,7 +64,8 @@ def finish(
             for deploy in deploys
         }
     for task_id, deploy in by_task.items():
-        for upstream in deploy.upstream_task_ids & by_task.keys():
+        # Of all targets below it: one in between that has nothing to undo is skipped at once, and holds nobody up.
+        for upstream in deploy.get_flat_relative_ids(upstream=True) & by_task.keys():
             rollbacks[task_id] >> rollbacks[upstream]
     aggregate.set_upstream(list(deploys))
     aggregate.set_downstream([*rollbacks.values(), finalize])

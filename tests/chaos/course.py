@@ -48,7 +48,7 @@ def _group(stack: Stack, group: Sequence[Cell]) -> list[Row]:
     started, before = [Started(cell, stack) for cell in group], len(stack.revived)
     with _one_on_aws(group), ThreadPoolExecutor(len(group)) as pool:
         # A client does not wait for ever: what takes longest to reach its instant goes first.
-        for stage in ("after", "rollback", "deploy"):
+        for stage in ("after", "rollback", "deploy", "finalize"):
             list(pool.map(_reach, [one for one in started if one.cell.stage == stage]))
         hit = [one for one in started if one.struck]
         if hit:
@@ -112,6 +112,8 @@ def _there(one: Started) -> bool:
     cell, stack = one.cell, one.stack
     if cell.stage == "after":
         return bool(stack.finish(cell.service, one.run_id, 120))
+    if cell.stage == "finalize":
+        return stack.instance(cell.service, one.run_id, "finalize")["state"] in ("scheduled", "queued", "running")
     if cell.moment != "waiting":
         return _operation(cell) in stack.sandbox.world.held()
     entry = stack.journal(cell.service, "hit")
@@ -134,7 +136,7 @@ def _strike(stack: Stack, hit: Sequence[Started]) -> None:
         if one.cell.moment in ("before", "after"):
             world.release(_operation(one.cell), drop=one.cell.moment == "before" and kill.client_dies)
     if kill.mend is not None:
-        time.sleep(4)
+        time.sleep(kill.away)
         kill.mend(stack)
 
 

@@ -15,6 +15,8 @@ WRITES = ("deploy before", "deploy late", "deploy after", "rollback before", "ro
 written meanwhile, or a long while later; ``after`` its effect and before its answer."""
 WAITING = ("deploy waiting", "rollback waiting")
 ENDED = ("after success", "after rollback")
+TAIL = ("finalize queued",)
+"""The last task is on its way to a worker, or has just begun."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ class Cell:
 
     @property
     def stage(self) -> str:
-        """``deploy``, ``rollback`` or ``after``."""
+        """``deploy``, ``rollback``, ``finalize`` or ``after``."""
         return self.instant.split()[0]
 
     @property
     def moment(self) -> str:
-        """``before``, ``late``, ``after``, ``waiting``, ``success`` or ``rollback``."""
+        """``before``, ``late``, ``after``, ``waiting``, ``queued``, ``success`` or ``rollback``."""
         return self.instant.split()[1]
 
 
@@ -87,6 +89,7 @@ class Kill:
     :param mend: what an operator, or the machine, does afterwards.
     :param shared: it hits everything that runs, so that cells share it and nothing else runs meanwhile.
     :param client_dies: whoever waits for a platform's answer is gone at once.
+    :param away: seconds until it is mended.
     :param in_worker: it needs a task that waits in its worker, not in the triggerer.
     """
 
@@ -96,6 +99,7 @@ class Kill:
     mend: Callable[[Stack], None] | None = None
     shared: bool = False
     client_dies: bool = False
+    away: float = 4.0
     in_worker: bool = False
 
 
@@ -187,6 +191,8 @@ def kills(executor: str) -> list[Kill]:
         Kill("scheduler", _component("scheduler"), (*WRITES, *WAITING), _start("scheduler"), shared=True),
         *([machine] if executor == "local" else []),
         Kill("api-server", _component("api-server"), (*WRITES, *WAITING), _start("api-server"), shared=True),
+        # Longer than a worker that was given a task asks for it: the task fails without ever having begun.
+        Kill("api-server away", _component("api-server"), TAIL, _start("api-server"), shared=True, away=25),
         Kill("database", lambda stack, started: stack.postgres.restart(), (*WRITES, *WAITING), shared=True),
     ]
 

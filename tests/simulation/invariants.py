@@ -7,8 +7,7 @@ from typing import Any
 
 from tests.simulation.oracle import Oracle
 from tests.simulation.play import FOREIGN, SERVICE, Story
-from tests.simulation.scheduler import Run
-from tests.simulation.schedules import GRAPHS
+from tests.simulation.runs import Run
 
 Invariant = Callable[[Story], Iterator[str]]
 INVARIANTS: list[Invariant] = []
@@ -250,10 +249,14 @@ def doubt_and_bad_versions_ask_for_force(story: Story) -> Iterator[str]:
 
 @invariant
 def overall_status_equals_oracle(story: Story) -> Iterator[str]:
-    """The status that ``finalize`` says is one that the platforms' state makes true."""
+    """The status that ``finalize`` says is one that the platforms' state makes true.
+
+    Not asked where tasks were cleared after other trouble: whose word counts then, the first one's or the second one's,
+    the table of the statuses does not say.
+    """
     for run in releases(story):
         said = verdict(run)
-        if said is None or story.beyond:
+        if said is None or story.beyond or (run.clear_number and story.schedule.troubles):
             continue
         expected = Oracle(story, run).statuses()
         if said["status"] not in expected:
@@ -316,6 +319,3 @@ def nothing_is_left_frozen(story: Story) -> Iterator[str]:
 def breaches(story: Story) -> list[tuple[str, str]]:
     """What this story breaks: name of the invariant, and how."""
     return [(check.__name__, said) for check in INVARIANTS for said in check(story)]
-
-
-__all__ = ["GRAPHS", "INVARIANTS", "breaches"]

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from tests.simulation.play import Step, Story, selected
-from tests.simulation.scheduler import Run
+from tests.simulation.runs import Run
 from tests.simulation.schedules import GRAPHS, deploy_task, rollback_task
 
 Outcomes = dict[str, str]
@@ -194,7 +194,7 @@ class Oracle:
         if self.run.tasks["plan"].state != "success":
             return {"not_started"}
         stopped = self.run.cancelled or sum(t.action == "fail_task" for t in self.schedule.troubles) > 1
-        found = set()
+        found = set[str]()
         for outcomes in self.outcomes():
             for touched, cancelled in itertools.product(self.touched(), (False, True) if stopped else (False,)):
                 found.update(self._statuses(outcomes, touched, cancelled=cancelled))

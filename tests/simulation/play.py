@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import airflow.sdk
@@ -21,7 +20,8 @@ from airflow_multideploy.core.catalog import parse_service
 from airflow_multideploy.core.contract import Handle, Observation, Release, Snapshot
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.testing.fake import Crash, FakePlatform, FakeWorld, Fault, MemoryStore
-from tests.simulation.scheduler import CLOCK, Attempt, Run, SimAirflow, ready
+from tests.simulation.runs import Attempt, Run
+from tests.simulation.scheduler import CLOCK, SimAirflow, ready
 from tests.simulation.schedules import DEPLOYS, GRAPHS, ROLLBACKS, Schedule, deploy_task, rollback_task
 
 SERVICE = "shop"
@@ -266,6 +266,7 @@ def play(schedule: Schedule) -> Story:
     except Exception as error:
         story.error = f"{type(error).__name__}: {error}"
     story.marks["end"] = len(story.steps)
+    CLOCK.now += story.world.seconds  # what was written last becomes healthy, or fails
     return story
 
 
@@ -300,6 +301,3 @@ def _afterwards(story: Story, run: Run, service: Service) -> None:
     else:
         service = service_of(schedule, in_doubt="reconcile") if after == "reconcile" else service
         _run(story, service, "run2", "2" if after == "again" else "3", force=after == "force")
-
-
-__all__ = ["FOREIGN", "IMAGE", "SERVICE", "SimpleNamespace", "Step", "Story", "installed", "play"]

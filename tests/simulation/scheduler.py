@@ -12,10 +12,7 @@ import itertools
 import json
 import logging
 import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 from airflow.sdk import DAG
@@ -28,8 +25,8 @@ from airflow_multideploy.core.wait import Watch
 from airflow_multideploy.operators.state import Stopped
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.testing.fake import Crash, FakeClock, MemoryStore
+from tests.simulation.runs import FINISHED, Attempt, Run, Task, context_of, effective_leaves
 
-FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed"})
 UNDER_WAY = frozenset({"running", "deferred"})
 MOST_STEPS = 20_000
 LONGEST = 200_000.0
@@ -66,91 +63,6 @@ class SimClock(FakeClock):
 
 
 CLOCK = SimClock()
-
-
-@dataclass(eq=False)
-class Task:
-    """A task instance."""
-
-    run: Run
-    operator: Any
-    state: str | None = None
-    tries: int = 0
-    most_tries: int = 1
-    xcom: dict[str, str] = field(default_factory=dict)
-    attempt: Attempt | None = None
-    waiting: object = None
-    came: set[str] = field(default_factory=set)
-    """Everything that it has been, for the oracle."""
-
-    @property
-    def name(self) -> str:
-        return str(self.operator.task_id)
-
-
-@dataclass(eq=False)
-class Attempt:
-    """A process that works on a task; Airflow may have given up on it long ago."""
-
-    task: Task
-    stopped: bool = False
-    dead: bool = False
-
-
-@dataclass(eq=False)
-class Run:
-    """A DagRun."""
-
-    dag: DAG
-    run_id: str
-    conf: dict[str, Any]
-    began: dt.datetime
-    tasks: dict[str, Task] = field(default_factory=dict)
-    state: str = "running"
-    clear_number: int = 0
-    cancelled: bool = False
-    """Marked failed, ever; ``stopped``: and not cleared since."""
-    stopped: bool = False
-    events: dict[str, Any] = field(default_factory=dict)
-
-    def value(self, task_id: str, key: str = "return_value") -> Any:
-        """An XCom."""
-        task = self.tasks.get(task_id)
-        return json.loads(task.xcom[key]) if task is not None and key in task.xcom else None
-
-
-class _Ti:
-    """What our operators use of ``context["ti"]``."""
-
-    def __init__(self, airflow: SimAirflow, task: Task) -> None:
-        self._airflow, self._task = airflow, task
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        self._task.xcom[key] = json.dumps(value)
-
-    def xcom_pull(self, task_ids: str, key: str = "return_value") -> Any:
-        return self._task.run.value(task_ids, key)
-
-    def get_task_states(self, *, dag_id: str, task_ids: list[str], run_ids: list[str]) -> dict[str, dict[str, Any]]:
-        runs = [run for run in self._airflow.runs if run.run_id in run_ids and run.dag.dag_id == dag_id]
-        return {run.run_id: {name: run.tasks[name].state for name in task_ids} for run in runs}
-
-    def get_dr_count(self, *, dag_id: str, states: list[str], run_ids: list[str] | None = None) -> int:
-        wanted = (run for run in self._airflow.runs if run.dag.dag_id == dag_id and run.state in states)
-        return sum(run_ids is None or run.run_id in run_ids for run in wanted)
-
-
-class _Stores:
-    """``context["asset_state_store"]``: only assets that the task has as inlet or outlet."""
-
-    def __init__(self, airflow: SimAirflow, operator: Any) -> None:
-        self._airflow = airflow
-        self._known = {asset.name for asset in (*operator.inlets, *operator.outlets)}
-
-    def __getitem__(self, asset: Any) -> MemoryStore:
-        if asset.name not in self._known:
-            raise KeyError(asset.name)
-        return self._airflow.store(asset.name)
 
 
 class SimAirflow:
@@ -323,7 +235,7 @@ class SimAirflow:
                     self._consider(task)
                     again = again or task.state in FINISHED
         if run.state == "running" and all(task.state in FINISHED for task in run.tasks.values()):
-            leaves = _effective_leaves(run.dag)
+            leaves = effective_leaves(run.dag)
             bad = any(run.tasks[name].state in ("failed", "upstream_failed") for name in leaves)
             run.state = "failed" if bad else "success"
             self.over(run)
@@ -347,18 +259,7 @@ class SimAirflow:
     def _work(self, task: Task, call: Callable[[Any], Any]) -> None:
         self._set(task, "running")
         attempt = task.attempt = Attempt(task)
-        run, operator = task.run, task.operator
-        context = {
-            "ti": _Ti(self, task),
-            "dag": run.dag,
-            "dag_run": SimpleNamespace(  # as it is now, whatever becomes of it
-                conf=run.conf, clear_number=run.clear_number, start_date=run.began
-            ),
-            "run_id": run.run_id,
-            "params": {},
-            "asset_state_store": _Stores(self, operator),
-            "outlet_events": defaultdict(lambda: SimpleNamespace(extra=None), run.events),
-        }
+        context = context_of(self, task)
 
         def process() -> None:
             try:
@@ -445,18 +346,6 @@ class SimAirflow:
             self._work(task, lambda context: getattr(task.operator, deferred.method_name)(context, event))
 
         self._later(task, min(platform.config.poll_interval, self.rng.uniform(0.7, 1.3)), look)
-
-
-def _effective_leaves(dag: DAG) -> list[str]:
-    """The tasks that make a run's state: teardowns do not, unless they say that they do."""
-
-    def counts(task: Any) -> bool:
-        return bool(not task.is_teardown or task.on_failure_fail_dagrun)
-
-    def below(task: Any) -> Iterable[Any]:
-        return (dag.get_task(name) for name in task.downstream_task_ids)
-
-    return [task.task_id for task in dag.tasks if counts(task) and not any(counts(t) for t in below(task))]
 
 
 def ready(dag: DAG) -> DAG:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.system.conftest import CANARIES, IMAGE, KINDS, Stage, catalog
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system")]
+pytestmark = pytest.mark.system
 
 
 def everywhere(version: str) -> dict[str, str]:
