@@ -247,7 +247,7 @@ class Report:
         found += [f"{r.job}: {text}" for r in self.results for text in r.unforeseen]
         found += [f"{call} came {gap:.2f} s after a 429" for call, gap in self.hasty()]
         asked = Counter(r.job.kind for r in self.results if r.job.changes)
-        # After a 401 Google's SDK itself asks twice more, each time with a new token; a fault in between starts it anew.
+        # After a 401 Google's SDK asks twice more, each time with a new token; a fault in between starts that anew.
         mixed = [c for c in self.calls if c.platform == "gcp_cloud_run" and c.fault and "refused" in c.operation]
         asked["gcp_cloud_run"] = 3 * (asked["gcp_cloud_run"] + len(mixed))
         found += [f"{kind}: {n} refusals, not {asked[kind]}" for kind, n in self.refused.items() if n > asked[kind]]
