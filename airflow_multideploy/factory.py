@@ -16,7 +16,7 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
 
 from airflow_multideploy import variables
-from airflow_multideploy.core.catalog import parse_service, split
+from airflow_multideploy.core.catalog import is_schedule, parse_service, split
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Service, redact
 from airflow_multideploy.core.plan import waves
@@ -214,7 +214,7 @@ def service_dag(name: str, service: Service) -> DAG:
     return dag
 
 
-def reconcile_dag(services: Mapping[str, Service], *, settle: bool) -> DAG:
+def reconcile_dag(services: Mapping[str, Service], *, schedule: str, settle: bool) -> DAG:
     """The DAG that looks after targets whose run is over and which nobody answered for.
 
     :param settle: send them back to their snapshots; False only reports them.
@@ -222,7 +222,7 @@ def reconcile_dag(services: Mapping[str, Service], *, settle: bool) -> DAG:
     with DAG(
         dag_id=RECONCILE_DAG,
         description=f"{'Sends back' if settle else 'Reports'} what dead runs left in doubt",
-        schedule=conf.get("multideploy", "reconcile_schedule", fallback="*/10 * * * *"),
+        schedule=schedule,
         start_date=START,
         catchup=False,
         max_active_runs=1,
@@ -234,17 +234,25 @@ def reconcile_dag(services: Mapping[str, Service], *, settle: bool) -> DAG:
 
 
 def _reconcile_mode() -> str:
-    return str(conf.get("multideploy", "reconcile", fallback="off"))
+    return str(conf.get("multideploy", "reconcile", fallback="") or "off")
 
 
 def _reconcile_dag(mode: str, entries: Mapping[str, Any], defaults: Any) -> DAG:
     if mode not in ("report", "rollback"):
         return error_dag(RECONCILE_DAG, SpecError(f"[multideploy] reconcile: is {mode!r}; set off, report or rollback"))
+    schedule = str(conf.get("multideploy", "reconcile_schedule", fallback="*/10 * * * *"))
+    if not is_schedule(schedule):
+        return error_dag(
+            RECONCILE_DAG,
+            SpecError(
+                f"[multideploy] reconcile_schedule: is {schedule!r}; set a cron expression, such as */10 * * * *"
+            ),
+        )
     services = {}
     for name, entry in entries.items():
         with suppress(Exception):  # a broken service has a DAG of its own that shows its error
             services[name] = parse_service(name, entry, defaults=defaults, config_type=config_type)
-    return reconcile_dag(services, settle=mode == "rollback")
+    return reconcile_dag(services, schedule=schedule, settle=mode == "rollback")
 
 
 def _deploy(name: str, service: Service, target: str, **common: Any) -> DeployOperator:

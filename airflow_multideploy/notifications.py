@@ -22,24 +22,30 @@ class ReleaseNotifier(BaseNotifier):
     :param notifier: import path of the other notifier, such as
         ``airflow.providers.slack.notifications.slack_webhook.SlackWebhookNotifier``.
     :param arguments: what it is made with; its template fields may say ``{{ release.message }}``.
-    :param on: which events it is told; default: all that somebody should look at.
+    :param events: which ones it is told; default: all that somebody should look at.
     """
 
-    def __init__(self, *, notifier: str, arguments: Mapping[str, Any], on: Iterable[Event] | None = None) -> None:
+    def __init__(self, *, notifier: str, arguments: Mapping[str, Any], events: Iterable[Event] | None = None) -> None:
         super().__init__()
         chosen = Notify(notifier=notifier, arguments=dict(arguments))
-        self.settings = chosen if on is None else Notify(**{**chosen.model_dump(), "on": tuple(on)})
+        self.settings = chosen if events is None else Notify(**{**chosen.model_dump(), "events": tuple(events)})
 
     def notify(self, context: Context) -> None:
         """Tell the other notifier, if this event is one of those it is told.
 
+        :raises TypeError: it is no notifier; it was not called.
         :raises Exception: whatever the other one raises.
         """
         release = context.get("release")
-        if not isinstance(release, Mapping) or release["event"] not in self.settings.on:
+        if not isinstance(release, Mapping) or release["event"] not in self.settings.events:
             return
-        other = resolve_name(self.settings.notifier)(**self.settings.arguments)
-        other(context)
+        other: Any = resolve_name(self.settings.notifier)
+        if not (isinstance(other, type) and issubclass(other, BaseNotifier)):  # whatever else it is, it is not called
+            raise TypeError(
+                f"notify: {self.settings.notifier} is no Airflow notifier; name a class derived from BaseNotifier"
+            )
+        arguments: dict[str, Any] = self.settings.arguments
+        other(**arguments)(context)
 
 
 def notify(notifiers: Iterable[Mapping[str, Any]], context: Context, event: Event, **release: Any) -> None:
@@ -52,5 +58,5 @@ def notify(notifiers: Iterable[Mapping[str, Any]], context: Context, event: Even
     for settings in notifiers:
         try:
             ReleaseNotifier(**settings)(told)
-        except Exception:  # noqa: BLE001 - whatever a notifier raises, the release has ended as it has ended
+        except (Exception, SystemExit):  # noqa: BLE001 - whatever a notifier raises, the release has ended as it has ended
             _log.exception("%s was not told of %s", settings["notifier"], event)

@@ -92,6 +92,7 @@ def read_entry(name: str) -> tuple[Any, Any]:
     return _resolve(name, index.get(name), _document), defaults
 
 
+_MEND = f"set it, or mend {INDEX}"
 _OWN = object()
 """Stands in the index for a service that has a Variable of its own."""
 
@@ -114,7 +115,8 @@ def _index() -> tuple[dict[str, Any], Any]:
 def _resolve(name: str, entry: Any, document: Callable[[str], Any]) -> Any:
     """The service's entry, wherever the index says that it is, or the error that stands in its place."""
     if entry is _OWN:
-        return document(ONE + name)
+        own = document(ONE + name)
+        return own if own is not None else SpecError(f"Variable {ONE + name}: is not set; {_MEND}", service=name)
     return _in_shard(document(SHARD + entry), name, entry) if isinstance(entry, str) else entry
 
 
@@ -122,6 +124,8 @@ def _in_shard(document: Any, name: str, shard: str) -> Any:
     """The service's entry, or the error that stands in its place."""
     if isinstance(document, Exception):
         return document
+    if document is None:
+        return SpecError(f"Variable {SHARD + shard}: is not set; {_MEND}", service=name)
     if not isinstance(document, Mapping) or name not in document:
         kind = "no service of that name" if isinstance(document, Mapping) else f"no mapping ({type(document).__name__})"
         return SpecError(f"Variable {SHARD + shard}: {kind}; add it there, or mend {INDEX}", service=name)

@@ -47,7 +47,7 @@ def test_the_templates_of_the_other_notifier_see_the_release() -> None:
 
 
 def test_a_success_is_told_to_those_who_ask_for_it() -> None:
-    notify([settings("quiet"), settings("all", on=["succeeded"])], {}, "succeeded", **RELEASE)
+    notify([settings("quiet"), settings("all", events=["succeeded"])], {}, "succeeded", **RELEASE)
     assert Teller.said == ["all"]
 
 
@@ -60,12 +60,19 @@ def test_one_that_fails_keeps_nobody_else_from_being_told(caplog: pytest.LogCapt
     assert "No module named 'no'" in caplog.text
 
 
+@pytest.mark.parametrize("path", ["os.system", "subprocess.run", "sys.exit", "airflow_multideploy.core.models.Notify"])
+def test_what_is_no_notifier_is_never_called(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever may edit the catalog may not run code on the workers."""
+    notify([{"notifier": path, "arguments": {"command": "false", "args": "false"}}], {}, "failed", **RELEASE)
+    assert f"{path} is no Airflow notifier" in caplog.text
+
+
 def test_outside_a_release_it_is_silent() -> None:
     ReleaseNotifier(**settings("x"))({})
     assert Teller.said == []
 
 
-@pytest.mark.parametrize("wrong", [{"on": ["sometimes"]}, {"notifier": "not a path"}])
+@pytest.mark.parametrize("wrong", [{"events": ["sometimes"]}, {"events": []}, {"notifier": "not a path"}])
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ReleaseNotifier(**{**settings(), **wrong})

@@ -49,7 +49,7 @@ def test_each_layout_reads_the_same(given: Any, values: dict[str, object]) -> No
 
 @pytest.mark.parametrize(
     ("shard", "why"),
-    [({"cart": CART}, "no service of that name"), ([], "no mapping"), ("{", "is no JSON")],
+    [({"cart": CART}, "no service of that name"), ([], "no mapping"), ("{", "is no JSON"), (None, "is not set")],
 )
 def test_a_shard_that_lacks_a_service_harms_no_other(given: Any, shard: object, why: str) -> None:
     given(multideploy_services={"shop": "a", "cart": CART}, multideploy_services_a=shard)

@@ -52,6 +52,11 @@ class Catalog:
     errors: dict[str, SpecError] = field(default_factory=dict)
 
 
+def is_schedule(text: str) -> bool:
+    """Whether Airflow takes it as a schedule: a cron expression or one of its presets."""
+    return text in _PRESETS or bool(croniter.is_valid(text))
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """A new document: ``over`` laid over ``base``, mappings merged, everything else replaced."""
     result = dict(base)
@@ -190,7 +195,7 @@ def _cross(service: Service, *, whole: bool) -> list[str]:
     if whole and policy == "critical" and all(target.critical is False for target in service.targets.values()):
         problems.append("success.policy: critical, but every target is marked 'critical: false'; mark one true")
     if service.schedule is not None:
-        if not (service.schedule in _PRESETS or croniter.is_valid(service.schedule)):
+        if not is_schedule(service.schedule):
             problems.append("schedule: is no cron expression; five fields, such as '0 10 * * 2-4'")
         if service.version is None:
             problems.append("version: missing; a scheduled release has nobody to ask which version: add it")

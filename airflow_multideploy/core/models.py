@@ -202,12 +202,12 @@ class Notify(Model):
 
     :param notifier: import path of an Airflow notifier.
     :param arguments: what it is made with (never secrets: those live in its Connection); templates see ``release``.
-    :param on: which events; default: all that somebody should look at.
+    :param events: which ones; default: all that somebody should look at.
     """
 
     notifier: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
-    on: Annotated[tuple[Event, ...], Field(strict=False)] = tuple(
+    events: Annotated[tuple[Event, ...], Field(strict=False, min_length=1)] = tuple(
         event for event in get_args(Event) if event != "succeeded"
     )
 

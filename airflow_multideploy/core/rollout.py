@@ -78,11 +78,8 @@ class Rollout:
 
             def deploy() -> Handle:
                 nonlocal calls
-                if calls:
-                    self._give_way(entry, None)
-                self._still_mine(entry, entry)  # each time: between calls there is room for a whole rollback
                 calls += 1
-                return self.platform.deploy(entry.release, snapshot)
+                return self._deploy(entry, snapshot, again=calls > 1)
 
             self._still_mine(entry, opened)
             entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True, settled=False))
@@ -97,6 +94,13 @@ class Rollout:
         self._give_way(entry, handle)
         self._still_mine(entry, entry)
         return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=handle.changed or before))
+
+    def _deploy(self, entry: Entry, snapshot: Snapshot, *, again: bool) -> Handle:
+        """One call; between two of them there is room for a whole rollback, so each looks at the journal first."""
+        if again:
+            self._give_way(entry, None)
+        self._still_mine(entry, entry)
+        return self.platform.deploy(entry.release, snapshot)
 
     def conclude(self, entry: Entry, seen: Observation) -> Entry:
         """Journal what the waiting ended with; returns the settled entry, or one that asks for a rollback.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="write the table to this Markdown file")
     parser.add_argument("--keep", action="store_true", help="keep logs and databases (kept anyway after a violation)")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop what was started, as at Ctrl+C
     rows: list[Row] = []
     not_run = []
     executors: list[Executor] = (
