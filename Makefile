@@ -16,8 +16,8 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-test: setup  ## all tests that need no root service
-	$(BIN)/python -m pytest tests -n 3 --dist loadfile
+test: setup  ## all tests that need no root service; the longest first
+	$(BIN)/python -m pytest tests/system tests -n 3 --dist loadfile
 
 test-quick: setup  ## without the real scheduler
 	$(BIN)/python -m pytest tests -n 2 -m "not system"

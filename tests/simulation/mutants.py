@@ -231,6 +231,8 @@ def run(mutant: Mutant) -> tuple[str, float]:
 
 def main() -> int:
     survivors = 0
+    if without := run(Mutant("nothing", ()))[0]:
+        raise SystemExit(f"{without} is broken without any mutant: so nothing can be said about them")
     with ThreadPoolExecutor(2) as pool:
         for mutant, (caught, seconds) in zip(MUTANTS, pool.map(run, MUTANTS), strict=True):
             survivors += not caught

@@ -295,7 +295,7 @@ def _afterwards(story: Story, run: Run, service: Service) -> None:
         story.airflow.drain()
     elif after == "reconciler":
         story.marks["reconcile"] = len(story.steps)
-        dag = ready(factory.reconcile_dag({SERVICE: service}, settle=True))
+        dag = ready(factory.reconcile_dag({SERVICE: service}, schedule="@hourly", settle=True))
         story.airflow.trigger(dag, "reconcile", {})
         story.airflow.drain()
     else:
