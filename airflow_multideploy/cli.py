@@ -45,7 +45,12 @@ def _catalog_commands() -> list[ActionCommand]:
     return [
         _command(validate, "Check a catalog: every problem of every service at once", file, output, verbose),
         _command(schema, "Print the catalog's JSON Schema, for editors", to_file),
-        _command(platforms, "List the installed platforms and what they can do", output),
+        _command(
+            platforms,
+            "List the installed platforms and what they can do",
+            output,
+            _arg("--docs", metavar="DIR", help="write a Markdown page for each instead"),
+        ),
     ]
 
 
@@ -230,6 +235,9 @@ def platforms(args: Namespace) -> None:
     """List the installed platforms; one that cannot be loaded shows why, and makes the exit code 1."""
     from airflow_multideploy.platforms import kinds
 
+    if args.docs:
+        _write_pages(Path(args.docs))
+        return
     rows = [_platform(kind, point) for kind, point in kinds().items()]
     if args.output == "json":
         _print_json(rows)
@@ -240,6 +248,20 @@ def platforms(args: Namespace) -> None:
                 print(f"{row['kind']}: {row['error']}")
     if any(row["error"] for row in rows):
         raise SystemExit(PROBLEMS)
+
+
+def _write_pages(folder: Path) -> None:
+    from airflow_multideploy.manual import page
+    from airflow_multideploy.platforms import kinds, platform_type
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in kinds():
+            (folder / f"{kind}.md").write_text(page(platform_type(kind)))
+    except OSError as error:
+        _fail(f"{folder}: {error.strerror or error}; name a folder that can be written")
+    except UnknownPlatform as error:
+        _fail(str(error))
 
 
 def _platform(kind: str, point: Any) -> dict[str, Any]:

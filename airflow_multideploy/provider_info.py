@@ -5,6 +5,7 @@ Standard library only, or that import would be circular.
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from typing import Any
 
 NAME = "Multi Deploy"
@@ -18,7 +19,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": NAME,
         "description": "Release one service to many platforms at once, verified, with proven rollback.",
         "integrations": [{"integration-name": NAME, "tags": ["service"]}],
-        "operators": [_modules(*_OPERATORS)],
+        "operators": [_modules(*_OPERATORS, *_platforms())],
         "hooks": [_modules("hooks")],
         "triggers": [_modules("triggers")],
         "notifications": [f"{_PACKAGE}.notifications.ReleaseNotifier"],
@@ -37,11 +38,13 @@ _OPERATORS = (
     "operators.reconcile",
     "operators.release",
     "operators.rollback",
-    "platforms.aws_ecs",
-    "platforms.azure_web_app",
-    "platforms.gcp_cloud_run",
-    "platforms.http",
 )
+
+
+def _platforms() -> list[str]:
+    """Our platforms' modules; each holds its operator."""
+    modules = {point.module for point in entry_points(group=f"{_PACKAGE}.platforms")}
+    return sorted(name.removeprefix(f"{_PACKAGE}.") for name in modules if name.startswith(f"{_PACKAGE}.platforms."))
 
 
 def _modules(*names: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -14,6 +15,14 @@ from airflow_multideploy.core.contract import Handle, Observation
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.core.wait import Watch
 from airflow_multideploy.platforms import adapter
+
+LOOKS_AT_ONCE = 16
+"""How many targets one triggerer looks at in the same moment: each look opens a client of its own, and closes it."""
+_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+def _gate() -> asyncio.Semaphore:
+    return _gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(LOOKS_AT_ONCE))
 
 
 class RolloutTrigger(BaseTrigger):
@@ -65,7 +74,7 @@ class RolloutTrigger(BaseTrigger):
         while True:
             seen: Observation | PlatformError
             try:
-                async with asyncio.timeout(max(platform.config.poll_interval, 60.0)):
+                async with _gate(), asyncio.timeout(max(platform.config.poll_interval, 60.0)):
                     seen = await platform.aobserve(handle)
             except PlatformError as error:
                 seen = error

@@ -155,6 +155,26 @@ class Capabilities(Document):
 C = TypeVar("C", bound=TargetConfig)
 
 
+class Manual(Document):
+    """What a person has to know before the first release to a platform: with `Capabilities` and the documented config,
+    its whole page, which ``airflow multideploy platforms --docs FOLDER`` writes.
+
+    :param connection: type of the Airflow Connection, and what goes where in it.
+    :param protocol: what is read and written for a release, and for the way back, in order.
+    :param permissions: the smallest policy, role or set of rights that is enough.
+    :param not_undone: what a rollback leaves as the release made it.
+    :param example: a target of the catalog, as YAML.
+    :param extra: of this distribution, which installs the SDK; empty: none is needed.
+    """
+
+    connection: str
+    protocol: str
+    permissions: str
+    not_undone: str
+    example: str
+    extra: str = ""
+
+
 class Platform(ABC, Generic[C]):
     """One target on one platform. Subclass it in one file, and name that class in the entry point group
     ``airflow_multideploy.platforms``.
@@ -169,6 +189,7 @@ class Platform(ABC, Generic[C]):
     kind: ClassVar[str]
     config_type: ClassVar[type[TargetConfig]]
     capabilities: ClassVar[Capabilities]
+    manual: ClassVar[Manual | None] = None
 
     def __init__(self, config: C, *, service: str, target: str) -> None:
         self.config = config

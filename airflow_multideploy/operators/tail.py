@@ -13,6 +13,10 @@ from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.release import AggregateStatusOperator, FinalizeOperator
 from airflow_multideploy.operators.rollback import RollbackOperator
 
+PATIENT = 4
+"""At least so many further tries have the tasks that only look and say, 5, 10, 20 and 40 seconds or a little more
+apart: an api-server or a database that restarts must not cost a release its verdict."""
+
 
 def finish(
     deploys: Sequence[DeployOperator],
@@ -31,6 +35,7 @@ def finish(
     """The tail of a release: aggregate, rollbacks in the reverse order of the deploys, finalize; wired and returned.
 
     :param deploys: the deploy tasks, already wired among each other.
+    :param retries: of the rollbacks; aggregate and finalize have `PATIENT` at least.
     :param operator_args: of every task that is made here, such as ``owner``.
     :param notify: who is told how it ended, each as `ReleaseNotifier` is made.
     """
@@ -42,15 +47,17 @@ def finish(
         "plan_task_id": plan_task_id,
         "build_task_id": build_task_id,
         "retry_delay": timedelta(seconds=5),
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": timedelta(seconds=60),
         **operator_args,
     }
     aggregate = AggregateStatusOperator(
         task_id="aggregate_status",
         rollbacks={deploy.target: f"{group}.{deploy.target}" for deploy in deploys},
-        retries=retries,
+        retries=max(retries, PATIENT),
         **common,
     )
-    finalize = FinalizeOperator(task_id="finalize", retries=retries, notify=notify, **common)
+    finalize = FinalizeOperator(task_id="finalize", retries=max(retries, PATIENT), notify=notify, **common)
     by_task = {deploy.task_id: deploy for deploy in deploys}
     with TaskGroup(group, tooltip="what goes back when the release does not reach its policy"):
         rollbacks = {

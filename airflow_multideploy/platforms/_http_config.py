@@ -32,7 +32,10 @@ class Status(Model):
     :param path: ``/operations/${operation}``; ``${operation}`` alone when the API gives a whole address or path;
         without that name: one state for the whole target.
     :param state: where in the answer; a plain string is a JSON path.
-    :param succeeded: states that mean done; :param failed: states that mean it will not get there; others: under way.
+    :param succeeded: states that mean done.
+    :param failed: states that mean it will not get there; all others: under way.
+    :param reason: where the API says why.
+    :param progress: where it says how far it is, 0 to 1.
     """
 
     path: StatusPath
@@ -51,6 +54,9 @@ class Status(Model):
 class Current(Model):
     """Where the API says what it was told to run, and the ETag that guards a write. 404: nothing was deployed yet.
 
+    :param path: what is asked.
+    :param image: where the image is.
+    :param version: where the version is.
     :param release_id: where the id is that the deploy request left (``${release_id}``): how our own write is
         recognised after a lost answer.
     :param operation: where the id of the latest operation is.
@@ -77,7 +83,10 @@ class Version(Reader):
 
 
 class Health(Model):
-    """An address that answers 2xx when the application is well."""
+    """An address that answers 2xx when the application is well.
+
+    :param path: on the connection's host, or a whole address elsewhere, which gets no credentials.
+    """
 
     path: LookPath
 
@@ -87,6 +96,10 @@ class HttpConfig(TargetConfig):
 
     :param deploy: the request that deploys.
     :param operation: where in its answer the operation's id is.
+    :param status: where the operation's state is read.
+    :param current: where the API tells what it was told.
+    :param version: where the live version is read, and what it has to equal.
+    :param health: what has to answer 2xx.
     :param rollback: the request that restores; default: ``deploy`` with the snapshot's values.
     :param remove: the request that takes down a first-ever deploy.
     :param etag: send ``If-Match`` when ``current`` gives an ETag (auto), insist on one (True), never (False).

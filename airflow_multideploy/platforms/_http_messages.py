@@ -135,6 +135,9 @@ class Request(_Aliased):
     """A request template: ``${image}``, ``${version}``, ``${digest}``, ``${release_id}``, ``${service}``, ``${target}``
     and ``${reason}`` are replaced in the values of path, headers and body; ``$$`` is a dollar sign.
 
+    :param method: of the request.
+    :param path: on the connection's host.
+    :param headers: beside those that we send.
     :param json: JSON body; names are replaced inside its strings.
     :param form: form body.
     """
@@ -231,7 +234,8 @@ class Answer:
 class Reader(_Aliased):
     """Where in an answer a value is.
 
-    :param json: JSON path (``data.items[0].state``); :param header: a header. Neither: the body's text.
+    :param json: JSON path (``data.items[0].state``).
+    :param header: a header; neither of the two: the body's text.
     :param regex: what of that; its first group when it has one.
     """
 

@@ -15,12 +15,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from airflow_multideploy.core.contract import Capabilities, Handle, Observation, Release, Snapshot, State
+from airflow_multideploy.core.contract import Capabilities, Handle, Manual, Observation, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, PlatformError
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms.aws_calls import AwsConfig, AwsPlatform, Steps
 from airflow_multideploy.platforms.aws_ecs_documents import (
+    ANSWERS,
     GOING_BACK,
     UNDER_WAY,
     Json,
@@ -37,25 +38,13 @@ from airflow_multideploy.platforms.aws_ecs_documents import (
 
 RELEASE_TAG, VERSION_TAG = "multideploy:release", "multideploy:version"
 _DOCS = "create the service once with your infrastructure tool; releases go into an existing service"
-_ANSWERS = {
-    "describe_services": "services",
-    "describe_task_definition": "taskDefinition",
-    "list_task_definitions": "taskDefinitionArns",
-    "register_task_definition": "taskDefinition",
-    "update_service": "service",
-    "list_tasks": "taskArns",
-    "describe_tasks": "tasks",
-    "list_service_deployments": "serviceDeployments",
-    "describe_service_deployments": "serviceDeployments",
-    "describe_service_revisions": "serviceRevisions",
-    "stop_service_deployment": "serviceDeploymentArn",
-}
 
 
 class AwsEcsConfig(AwsConfig):
     """One ECS service.
 
     :param cluster: name or ARN.
+    :param service: name or ARN.
     :param container: the container of the task definition that gets the image; None: the only essential one, else the
         only one whose image comes from the release's repository.
     :param region: None takes the Connection's.
@@ -87,7 +76,7 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
 
     kind: ClassVar[str] = "aws_ecs"
     client_type: ClassVar[str] = "ecs"
-    answers: ClassVar[Mapping[str, str]] = _ANSWERS
+    answers: ClassVar[Mapping[str, str]] = ANSWERS
     config_type: ClassVar[type[TargetConfig]] = AwsEcsConfig
     capabilities: ClassVar[Capabilities] = Capabilities(
         snapshot="task definition ARN, desired count, deployment configuration and load balancers of the service",
@@ -95,6 +84,20 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
         restores="the task definition (image, environment, sizes); the desired count, which autoscaling owns, only "
         "after a first-ever release",
         tested_against="moto's ECS with a service-deployment state machine, held to botocore's service model",
+    )
+    manual: ClassVar[Manual | None] = Manual(
+        extra="aws",
+        connection="Type `aws`: keys, a role to assume, or the machine's own. Create the service once.",
+        protocol="`RegisterTaskDefinition`: a copy of the live one with the new image, tagged with the release id; "
+        "then `UpdateService`. A tag that is not pinned by digest is deployed again with `forceNewDeployment`; an "
+        "image pinned by digest that is live and healthy is left alone. Back: `StopServiceDeployment(ROLLBACK)` while "
+        "in progress, else `UpdateService` with the old ARN.",
+        permissions="`ecs:DescribeServices`, `DescribeTaskDefinition`, `ListTaskDefinitions`, "
+        "`RegisterTaskDefinition`, `TagResource`, `UpdateService`, `ListTasks`, `DescribeTasks`, "
+        "`ListServiceDeployments`, `DescribeServiceDeployments`, `DescribeServiceRevisions`; `StopServiceDeployment` "
+        "(optional); `iam:PassRole` on the task's roles.",
+        not_undone="the desired count. ECS has no concurrency token: between read and write there is a short gap.",
+        example="aws: {platform: aws_ecs, conn_id: aws_prod, cluster: main, service: shop}",
     )
 
     def snapshot(self, previous: Release | None = None) -> Snapshot:

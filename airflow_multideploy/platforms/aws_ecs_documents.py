@@ -14,6 +14,20 @@ UNDER_WAY = ("PENDING", "IN_PROGRESS")
 """States of a service deployment that can be stopped."""
 GOING_BACK = ("ROLLBACK_REQUESTED", "ROLLBACK_IN_PROGRESS")
 """States of a service deployment that ECS is undoing."""
+ANSWERS = {
+    "describe_services": "services",
+    "describe_task_definition": "taskDefinition",
+    "list_task_definitions": "taskDefinitionArns",
+    "register_task_definition": "taskDefinition",
+    "update_service": "service",
+    "list_tasks": "taskArns",
+    "describe_tasks": "tasks",
+    "list_service_deployments": "serviceDeployments",
+    "describe_service_deployments": "serviceDeployments",
+    "describe_service_revisions": "serviceRevisions",
+    "stop_service_deployment": "serviceDeploymentArn",
+}
+"""Per operation the member that an answer has."""
 
 
 def judge(handle: Handle, service: Json, tasks: Sequence[Json], stop: Json | None, failed_tasks: int) -> Observation:

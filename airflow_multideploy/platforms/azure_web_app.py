@@ -20,7 +20,16 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from airflow_multideploy.core.contract import Capabilities, Handle, Observation, Platform, Release, Snapshot, State
+from airflow_multideploy.core.contract import (
+    Capabilities,
+    Handle,
+    Manual,
+    Observation,
+    Platform,
+    Release,
+    Snapshot,
+    State,
+)
 from airflow_multideploy.core.errors import Drift, PlatformError
 from airflow_multideploy.core.models import Seconds, TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
@@ -46,6 +55,8 @@ PLACEHOLDERS = ("mcr.microsoft.com/appsvc/staticsite",)
 class AzureWebAppConfig(TargetConfig):
     """One site.
 
+    :param resource_group: the site's.
+    :param site: name of the site.
     :param subscription_id: None takes ``subscriptionId`` of the Connection's extra.
     :param health_url: complete address of the app's own health or version answer; None: ``https://``, the site's
         default host name and ``health_path``.
@@ -95,6 +106,18 @@ class AzureWebApp(Platform[AzureWebAppConfig]):
         early_failure="a failed container start in the site's container log, in its words; a stopped site",
         restores="linuxFxVersion; not app settings, and not the bits of a tag that was moved meanwhile",
         tested_against="a simulator of Resource Manager held to azure-mgmt-web's models, with the real login flow",
+    )
+    manual: ClassVar[Manual | None] = Manual(
+        extra="azure",
+        connection="Type `multideploy_azure` or `azure`: login = client id, password = client secret, extra "
+        "`tenantId` and `subscriptionId`. Without a secret: managed or workload identity.",
+        protocol="One PATCH of the site's configuration, `linuxFxVersion` and our marker. Resource Manager's success "
+        "does not mean started: the container log and the app's own answer decide. Back: the same with the old value.",
+        permissions="The role *Website Contributor* on the site, or `Microsoft.Web/sites/read`, `sites/config/read`, "
+        "`sites/config/write`, `sites/config/list/action`, `sites/instances/read`, `sites/containerlogs/*`, "
+        "`sites/restart/action`.",
+        not_undone="app settings, and the bits of a tag that was moved meanwhile.",
+        example="azure: {platform: azure_web_app, conn_id: azure_prod, resource_group: rg, site: shop}",
     )
 
     def snapshot(self, previous: Release | None = None) -> Snapshot:

@@ -24,12 +24,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field, JsonValue
 
-from airflow_multideploy.core.contract import Capabilities, Handle, Observation, Platform, Release, Snapshot, State
+from airflow_multideploy.core.contract import (
+    Capabilities,
+    Handle,
+    Manual,
+    Observation,
+    Platform,
+    Release,
+    Snapshot,
+    State,
+)
 from airflow_multideploy.core.errors import Drift
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms import _cloud_run_api
-from airflow_multideploy.platforms._cloud_run_api import by_name, main, routed, serving, short, wanted, words
+from airflow_multideploy.platforms._cloud_run_api import by_name, main, routed, serving, short, wanted
+from airflow_multideploy.platforms._cloud_run_judge import judge
 
 if TYPE_CHECKING:
     from google.cloud import run_v2
@@ -64,39 +74,6 @@ class GcpCloudRunConfig(TargetConfig):
     smoke_path: Annotated[str, Field(pattern=r"^/\S*$")] | None = None
 
 
-def judge(document: Json | None, handle: Handle) -> Observation:  # noqa: PLR0911  # one return per case
-    """Whether the handle's revisions, and nothing else, are what the service serves.
-
-    :param document: the service in the API's JSON form, None when it does not exist.
-    """
-    if "left" in handle.data:
-        return Observation(state=State.HEALTHY, reason=str(handle.data["left"]), revision=handle.revision)
-    if handle.data.get("removed"):
-        if document is None:
-            return Observation(state=State.HEALTHY, reason="the service is removed")
-        if document.get("deleteTime"):
-            return Observation(state=State.PROGRESSING, reason="the service is being deleted")
-        return Observation(state=State.SUPERSEDED, reason="the service was created again", revision=None)
-    if document is None or document.get("deleteTime"):
-        return Observation(state=State.FAILED, reason="the service does not exist: somebody deleted it")
-    target, serves, asked = handle.data.get("serves"), serving(document), wanted(document)
-    revision = main(serves)
-    if asked != target:
-        said = ", ".join(f"{name} {share} %" for name, share in asked.items()) or "nothing"
-        reason = f"somebody else changed the traffic: it now goes to {said}"
-        return Observation(state=State.SUPERSEDED, reason=reason, revision=revision)
-    # After a rollback the service may go on reconciling the undone revision, without traffic, for minutes.
-    reconciling = bool(document.get("reconciling"))
-    if serves == target and routed(document) and (not reconciling or handle.action == "rollback"):
-        return Observation(state=State.HEALTHY, reason=f"{handle.revision} serves", revision=revision)
-    if reconciling:
-        reason = words(document, "CONDITION_RECONCILING") or words(document, "CONDITION_PENDING")
-        return Observation(state=State.PROGRESSING, reason=reason or "reconciling", revision=revision)
-    if failed := words(document, "CONDITION_FAILED"):
-        return Observation(state=State.FAILED, reason=failed, revision=revision)
-    return Observation(state=State.UNKNOWN, reason="neither reconciling nor served nor failed", revision=revision)
-
-
 def _smoke_url(document: Json | None, path: str) -> str | None:
     statuses = (document or {}).get("trafficStatuses", [])
     uri = next((s.get("uri") for s in statuses if s.get("tag") == SMOKE_TAG), None)
@@ -129,6 +106,19 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
         restores="the traffic, to the very revisions that served, by name and with tags. A 'latest' target comes back "
         "pinned to the revision it stood for. Not the template: it stays that of the undone release, without traffic",
         tested_against="stand-in (REST and gRPC), held to Google's discovery document run.v2 and the SDK's protos",
+    )
+    manual: ClassVar[Manual | None] = Manual(
+        extra="gcp",
+        connection="Type `multideploy_gcp` or `google_cloud_platform`. The service is created by the first release.",
+        protocol="One `services.patch` with the etag: a revision named after the release id, and all traffic to it by "
+        "name; Cloud Run moves the traffic only when that revision is ready. Back: one patch of the traffic, by "
+        "revision name and with its tags. A `latest` target comes back pinned.",
+        permissions="`run.services.get`, `run.services.update`, `run.revisions.get`, `run.operations.get`, "
+        "`run.services.create` and `run.services.delete` for first-ever releases (*Cloud Run Developer*), and "
+        "`iam.serviceAccounts.actAs` on the service's identity.",
+        not_undone="the template: it stays that of the undone release, without traffic.",
+        example="gcp: {platform: gcp_cloud_run, conn_id: gcp_prod, project: p-1, location: europe-west1, service: "
+        "shop}",
     )
 
     @property

@@ -11,7 +11,16 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from airflow_multideploy.core.contract import Capabilities, Handle, Observation, Platform, Release, Snapshot, State
+from airflow_multideploy.core.contract import (
+    Capabilities,
+    Handle,
+    Manual,
+    Observation,
+    Platform,
+    Release,
+    Snapshot,
+    State,
+)
 from airflow_multideploy.core.errors import Drift
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms._http_client import Client, Send
@@ -40,6 +49,17 @@ class Http(Platform[HttpConfig]):
         early_failure="the operation's state, where the API has one",
         restores="the earlier image by the API's own request; nothing that the request does not carry",
         tested_against="stand-in held to its hand-written OpenAPI 3.1 document, in a rich and a poor manner",
+    )
+    manual = Manual(
+        connection="Type `http`: host and schema; a password alone is sent as a bearer token, login and password as "
+        "basic authentication.",
+        protocol="The requests that the config describes. Templates are `${image}`, `${version}`, `${digest}`, "
+        "`${release_id}`, `${service}`, `${target}`, `${reason}`. The poorest API needs no more than `platform` and "
+        "`conn_id`: `POST /deploy` with the form field `image=…`. What cannot be known is said: without `status` and "
+        "`version` a release is `succeeded` with `verified: false`, and one that was sent back is `unknown`.",
+        permissions="What the API asks for to deploy and to read.",
+        not_undone="whatever the API's own request does not carry.",
+        example="onprem: {platform: http, conn_id: dc1}",
     )
 
     def __init__(self, config: HttpConfig, *, service: str, target: str) -> None:

@@ -159,11 +159,13 @@ class GrpcServer:
             return b"<html>Bad gateway</html>"
         if fault.answer == "hang":
             time.sleep(fault.seconds)
-        codes = {"500": "INTERNAL", "429": "RESOURCE_EXHAUSTED"}
+        codes = {"400": "INVALID_ARGUMENT", "500": "INTERNAL", "429": "RESOURCE_EXHAUSTED"}
         code = codes.get(fault.answer, "UNAVAILABLE")
         call.status = HTTP_STATUS[code] if fault.answer in codes else None
         said = {"INTERNAL": "Internal error.", "RESOURCE_EXHAUSTED": "Quota exceeded.", "UNAVAILABLE": "Socket closed"}
-        self._abort(context, code, said[code], fault.retry_after if code == "RESOURCE_EXHAUSTED" else None)
+        self._abort(
+            context, code, said.get(code, "Not now."), fault.retry_after if code == "RESOURCE_EXHAUSTED" else None
+        )
 
     @staticmethod
     def _abort(context: Any, code: str, message: str, retry_after: float | None = None) -> NoReturn:

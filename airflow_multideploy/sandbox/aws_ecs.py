@@ -237,7 +237,5 @@ def _describe(scope: Scope, body: bytes) -> tuple[str, bool]:
 
 def _error_body(status: int) -> tuple[bytes, dict[str, str]]:
     """An injected fault in ECS's own words."""
-    code, message = (
-        ("ThrottlingException", "Rate exceeded") if status == 429 else ("ServerException", "Service Unavailable")
-    )
-    return ApiError(code, message).body, {"content-type": JSON}
+    words = {400: ("ClientException", "Not now"), 429: ("ThrottlingException", "Rate exceeded")}
+    return ApiError(*words.get(status, ("ServerException", "Service Unavailable"))).body, {"content-type": JSON}

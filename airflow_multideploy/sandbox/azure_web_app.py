@@ -339,5 +339,5 @@ def _describe(scope: Scope, body: bytes) -> tuple[str, bool]:
 
 
 def _error_body(status: int) -> tuple[bytes, dict[str, str]]:
-    code = "TooManyRequests" if status == 429 else "InternalServerError"
+    code = {400: "BadRequest", 429: "TooManyRequests"}.get(status, "InternalServerError")
     return json.dumps(Refused(status, code, "The request could not be served now.").document()).encode(), {}

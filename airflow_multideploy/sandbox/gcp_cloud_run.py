@@ -79,7 +79,7 @@ def _describe(scope: Scope, body: bytes) -> tuple[str, bool]:
 
 
 def _error_body(status: int, code: str | None = None, message: str = "") -> tuple[bytes, dict[str, str]]:
-    code = code or {500: "INTERNAL", 429: "RESOURCE_EXHAUSTED"}.get(status, "UNKNOWN")
+    code = code or {400: "INVALID_ARGUMENT", 500: "INTERNAL", 429: "RESOURCE_EXHAUSTED"}.get(status, "UNKNOWN")
     error = {"code": status, "message": message or f"{code.replace('_', ' ').capitalize()}.", "status": code}
     return json.dumps({"error": error}).encode(), {}
 

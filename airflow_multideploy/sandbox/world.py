@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 Outcome = Literal["fails", "hangs", "slow"]
-Answer = Literal["500", "429", "reset", "lost", "hang", "malformed", "held", "held_after"]
+Answer = Literal["400", "500", "429", "reset", "lost", "hang", "malformed", "held", "held_after"]
 PLATFORMS = ("aws_ecs", "azure_web_app", "gcp_cloud_run", "http")
 
 
@@ -39,10 +39,11 @@ class CallFault:
 
     :param operation: regular expression searched in the operation (``PUT /path`` or the AWS action).
     :param nth: 1 = the next matching call.
-    :param answer: ``500``; ``429`` with Retry-After; ``reset``: the connection dies before any effect; ``lost``: the
-        call takes effect, then the connection dies; ``hang``: no answer for ``seconds``; ``malformed``: a body that is
-        no document of the API; ``held``: waits before its effect, for ``seconds`` or until `World.release`, then goes
-        on, whether or not its client still lives; ``held_after``: the same between its effect and its answer.
+    :param answer: ``400``; ``500``; ``429`` with Retry-After; ``reset``: the connection dies before any effect;
+        ``lost``: the call takes effect, then the connection dies; ``hang``: no answer for ``seconds``; ``malformed``: a
+        body that is no document of the API; ``held``: waits before its effect, for ``seconds`` or until
+        `World.release`, then goes on, whether or not its client still lives; ``held_after``: the same between its
+        effect and its answer.
     :param times: how many calls from the n-th on.
     """
 

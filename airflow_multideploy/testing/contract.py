@@ -15,12 +15,16 @@ import json
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
+import yaml
 
 from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, PlatformError
 from airflow_multideploy.core.wait import SystemClock, Watch, follow, persist
+from airflow_multideploy.manual import undocumented
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
 
@@ -33,11 +37,21 @@ RESOURCE = "shop"
 SECRET = "sandbox-secret"
 
 
+class QuickClock(SystemClock):
+    """The machine's clock for one who waits a tenth as long between two tries."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait a tenth of it."""
+        time.sleep(seconds / 10)
+
+
 class PlatformContract:
     """Inherit it, and say how the stand-in is made."""
 
     rollout_seconds: float = 0.3
     """How long a rollout takes in the stand-in."""
+    waiting: int = 200
+    """How many rollouts wait at once in the test of that."""
     verifies: bool = True
     """False for a target that offers no way to look at what is live."""
 
@@ -85,7 +99,7 @@ class PlatformContract:
     def start(self, stand_in: StandIn, release: Release | None = None) -> tuple[Snapshot, Handle, Release]:
         """Snapshot and deploy, retried as a release retries them; documents pass through JSON."""
         release = release or self.release()
-        clock = SystemClock()
+        clock = QuickClock()
         until = clock.time() + 20
         snapshot = persist(lambda: self.platform(stand_in).snapshot(), clock=clock, until=until)
         snapshot = Snapshot.model_validate_json(snapshot.model_dump_json())
@@ -94,7 +108,7 @@ class PlatformContract:
 
     def undo(self, stand_in: StandIn, release: Release, snapshot: Snapshot, handle: Handle | None, mode: str) -> None:
         """Roll back and verify, as a release does."""
-        clock = SystemClock()
+        clock = QuickClock()
         platform = self.platform(stand_in)
         back = persist(lambda: platform.rollback(release, snapshot, handle), clock=clock, until=clock.time() + 20)
         assert back.action == "rollback"
@@ -294,3 +308,61 @@ class PlatformContract:
             self.look(platform, handle, mode)
         assert not caught.value.retryable
         assert "wrong-canary-7f3a" not in str(caught.value) + repr(caught.value)
+
+    def test_what_the_platform_refuses_is_not_tried_again(self, stand_in: StandIn, world: World, mode: str) -> None:
+        _, handle, _ = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, "sync")
+        world.call_faults.append(CallFault(stand_in.kind, "400", times=50))
+        platform = self.platform(stand_in)
+        with pytest.raises(PlatformError, match="shop/t1") as caught:
+            self.look(platform, handle, mode)
+        assert not caught.value.retryable
+
+    def test_many_rollouts_that_wait_at_once_share_few_clients(
+        self, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In one triggerer no more than `LOOKS_AT_ONCE` look, each with a client of its own, at the same moment."""
+        from airflow_multideploy.triggers import LOOKS_AT_ONCE, RolloutTrigger
+
+        _, handle, _ = self.start(stand_in)
+        platform = self.platform(stand_in)
+        self.wait(platform, handle, "sync")
+        looking = most = 0
+        look = type(platform).aobserve
+
+        async def counted(self: Platform[Any], handle: Handle) -> Observation:
+            nonlocal looking, most
+            looking += 1
+            most = max(most, looking)
+            try:
+                return await look(self, handle)
+            finally:
+                looking -= 1
+
+        monkeypatch.setattr(type(platform), "aobserve", counted)
+        config = {**platform.config.model_dump(mode="json"), "poll_interval": 0.05}
+        document: dict[str, Any] = {"service": "shop", "target": "t1", "config": config, "handle": handle.dump()}
+
+        async def one() -> str:
+            async for event in RolloutTrigger(**document, deadline=time.time() + 60).run():
+                return str(event.payload["state"])
+            raise AssertionError("no event")
+
+        async def all_of_them() -> list[str]:
+            return await asyncio.gather(*(one() for _ in range(self.waiting)))
+
+        assert asyncio.run(all_of_them()) == ["healthy"] * self.waiting
+        assert 1 < most <= LOOKS_AT_ONCE
+        own = psutil.Process().net_connections("tcp")
+        port = urlsplit(stand_in.url).port
+        left = [c for c in own if c.raddr and c.raddr.port == port and c.status == psutil.CONN_ESTABLISHED]
+        assert len(left) <= LOOKS_AT_ONCE
+
+    def test_its_page_says_all(self, stand_in: StandIn) -> None:
+        """What ``airflow multideploy platforms --docs`` writes about it has every key of its config, and its example
+        is a target."""
+        platform = type(self.platform(stand_in))
+        assert platform.manual is not None
+        assert undocumented(platform) == []
+        example = yaml.safe_load(platform.manual.example)
+        assert isinstance(adapter(next(iter(example.values())), service="shop", target="t1"), platform)

@@ -14,7 +14,7 @@ from airflow_multideploy.core.journal import Phase
 from airflow_multideploy.sandbox.airflow import ENDED
 from tests.chaos.judge import Row, judge
 from tests.chaos.kills import RELEASED, WRITES, Cell, Started
-from tests.chaos.stack import HEARTBEAT_TIMEOUT, ROLLBACK_TIMEOUT, TIMEOUT, Gone, Stack
+from tests.chaos.stack import HEARTBEAT_TIMEOUT, NEW, ROLLBACK_TIMEOUT, TIMEOUT, Gone, Stack
 
 BOUND = 2 * (HEARTBEAT_TIMEOUT + 5) + TIMEOUT + ROLLBACK_TIMEOUT + 30
 """Seconds from the kill to the end of a run; a run that takes longer is stuck."""
@@ -93,7 +93,7 @@ def _reach(one: Started) -> None:
         answer = "held_after" if cell.moment == "after" else "held"
         nth = 2 if cell.stage == "rollback" else 1
         world.add_fault({**on, "answer": answer, "operation": _operation(cell), "nth": nth, "seconds": HOLD})
-    if cell.moment == "waiting":
+    if cell.moment in ("waiting", "ready", "cancel"):
         for seconds in [1.0, 15.0] if cell.stage == "rollback" else [15.0]:
             world.add_fault({**on, "outcome": "slow", "resource": cell.service, "seconds": seconds})
     one.began = time.time()
@@ -110,17 +110,27 @@ def _reach(one: Started) -> None:
 
 def _there(one: Started) -> bool:
     cell, stack = one.cell, one.stack
+    if cell.moment == "cancel" and stack.state(cell.service, one.run_id) not in ENDED:
+        if _waits(one, "hit.deploy"):
+            one.rest("PATCH", f"/dagRuns/{one.run_id}", {"state": "failed"})
+        return False
     if cell.stage == "after":
         return bool(stack.finish(cell.service, one.run_id, 120))
     if cell.stage == "finalize":
         return stack.instance(cell.service, one.run_id, "finalize")["state"] in ("scheduled", "queued", "running")
-    if cell.moment != "waiting":
+    if cell.moment not in ("waiting", "ready"):
         return _operation(cell) in stack.sandbox.world.held()
+    return _waits(one, one.task_id) and (cell.moment == "waiting" or stack.live(cell.service, "hit") == (NEW, True))
+
+
+def _waits(one: Started, task_id: str) -> bool:
+    """Whether the task has written, and waits for the platform."""
+    cell, stack = one.cell, one.stack
     entry = stack.journal(cell.service, "hit")
-    phase = Phase.VERIFYING if cell.stage == "deploy" else Phase.ROLLING_BACK
-    if entry is None or entry.phase is not phase or (cell.stage == "rollback" and entry.back is None):
+    phase = Phase.VERIFYING if task_id == "hit.deploy" else Phase.ROLLING_BACK
+    if entry is None or entry.phase is not phase or (phase is Phase.ROLLING_BACK and entry.back is None):
         return False
-    state = stack.instance(cell.service, one.run_id, one.task_id)["state"]
+    state = stack.instance(cell.service, one.run_id, task_id)["state"]
     return bool(state == ("running" if cell.kill.in_worker else "deferred"))
 
 

@@ -14,7 +14,10 @@ WRITES = ("deploy before", "deploy late", "deploy after", "rollback before", "ro
 """``before`` its effect (a client that dies takes it along), or ``late``: its effect comes when somebody else has
 written meanwhile, or a long while later; ``after`` its effect and before its answer."""
 WAITING = ("deploy waiting", "rollback waiting")
-ENDED = ("after success", "after rollback")
+READY = ("deploy ready",)
+"""The platform has come to rest, and the task that waits for it does not know yet."""
+ENDED = ("after success", "after rollback", "after cancel")
+"""``cancel``: the run was marked failed in mid-deploy, and has undone what it did."""
 TAIL = ("finalize queued",)
 """The last task is on its way to a worker, or has just begun."""
 
@@ -44,7 +47,7 @@ class Cell:
 
     @property
     def moment(self) -> str:
-        """``before``, ``late``, ``after``, ``waiting``, ``queued``, ``success`` or ``rollback``."""
+        """The second word of its instant."""
         return self.instant.split()[1]
 
 
@@ -184,7 +187,7 @@ def kills(executor: str) -> list[Kill]:
         Kill("mark task failed", _mark_task, (*WRITES, *WAITING)),
         Kill("mark run failed", _mark_run, (*WRITES, *WAITING)),
         Kill("clear running", _clear, WRITES),
-        Kill("clear deferred", _clear, WAITING),
+        Kill("clear deferred", _clear, (*WAITING, *READY)),
         Kill("clear ended", _clear, ENDED),
         Kill("clear rollback", _clear_rollback, ENDED),
         Kill("triggerer", _component("triggerer"), (*WAITING, "deploy after"), _start("triggerer"), shared=True),
@@ -214,7 +217,9 @@ def cells(executor: str, *, only: str = "", short: bool = False) -> list[Cell]:
     for number, kill in enumerate(kills(executor)):
         for turn, instant in enumerate(kill.instants):
             platform = PLATFORMS[(3 * number + turn) % len(PLATFORMS)]
-            deferrable = not kill.in_worker if instant in WAITING else (number + turn) % 2 == 0
+            deferrable = (
+                not kill.in_worker if instant in (*WAITING, *READY, "after cancel") else (number + turn) % 2 == 0
+            )
             found.append(Cell(kill, instant, platform, deferrable))
     return [
         cell

@@ -1,0 +1,34 @@
+"""Releases that are no container image: a package in a bucket, a bundle behind an address, a folder.
+
+A config names it by a template, such as ``s3://releases/shop-${version}.zip``.
+"""
+
+from __future__ import annotations
+
+from string import Template
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from airflow_multideploy.core.contract import Release
+
+PLACES = ("service", "version", "image", "digest", "release_id", "reason")
+
+
+def _known(text: str) -> str:
+    template = Template(text)
+    said = ", ".join(f"${{{name}}}" for name in PLACES)
+    if not template.is_valid():
+        raise ValueError(f"holds a lone $; write $$ for one, or one of {said}")
+    if unknown := set(template.get_identifiers()) - set(PLACES):
+        raise ValueError(f"holds unknown {', '.join(sorted(unknown))}; there are {said}")
+    return text
+
+
+Located = Annotated[str, AfterValidator(_known)]
+"""A text with ``${version}`` and the other values of a release in it."""
+
+
+def located(text: str, release: Release) -> str:
+    """The text with the release's values filled in; one that the release does not have is empty."""
+    return Template(text).substitute({name: getattr(release, name) or "" for name in PLACES})
