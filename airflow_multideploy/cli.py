@@ -39,7 +39,9 @@ def get_cli_commands() -> list[CLICommand]:
 
 
 def _catalog_commands() -> list[ActionCommand]:
-    file = _arg("file", nargs="?", help="YAML or JSON catalog; default: [multideploy] catalog_file, else the Variables")
+    file = _arg(
+        "file", nargs="?", help="YAML or JSON catalog; default: option multideploy.catalog_file or the Variables"
+    )
     output, verbose = _output(), _arg("-v", "--verbose", action="store_true", help="show log lines")
     to_file = _arg("--output-file", metavar="FILE", help="write there instead of to stdout")
     return [
@@ -159,6 +161,7 @@ def validate(args: Namespace) -> None:
 
 
 def _check(name: object, entry: object, defaults: object) -> dict[str, Any]:
+    from airflow_multideploy import notifications
     from airflow_multideploy.core.catalog import parse_service
     from airflow_multideploy.platforms import config_type
 
@@ -166,7 +169,13 @@ def _check(name: object, entry: object, defaults: object) -> dict[str, Any]:
     try:
         if isinstance(entry, Exception):
             raise entry
-        targets = list(parse_service(name, entry, defaults=defaults, config_type=config_type).targets)
+        service = parse_service(name, entry, defaults=defaults, config_type=config_type)
+        targets = list(service.targets)
+        problems = [
+            f"notify[{index}].notifier: {why}"
+            for index, each in enumerate(service.notify)
+            if (why := notifications.unfit(each.notifier))
+        ]
     except SpecError as error:
         problems = list(error.problems)
     except Exception as error:  # noqa: BLE001 - a third party's config may raise anything, and is that service's problem

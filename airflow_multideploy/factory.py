@@ -29,8 +29,7 @@ from airflow_multideploy.operators.tail import finish
 from airflow_multideploy.platforms import config_type
 
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
-RECONCILE_DAG = "multideploy_reconcile"
-CATALOG_DAG = "multideploy_catalog"
+RECONCILE_DAG, CATALOG_DAG = "multideploy_reconcile", "multideploy_catalog"
 """Stands in the list of DAGs when the catalog as a whole cannot be read."""
 PLAN, BUILD = "plan", "build"
 _UNREADABLE = (yaml.YAMLError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError)

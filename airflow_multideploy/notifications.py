@@ -39,13 +39,22 @@ class ReleaseNotifier(BaseNotifier):
         release = context.get("release")
         if not isinstance(release, Mapping) or release["event"] not in self.settings.events:
             return
+        if (why := unfit(self.settings.notifier)) is not None:  # whatever else it is, it is not called
+            raise TypeError(f"notify: {self.settings.notifier} {why}")
         other: Any = resolve_name(self.settings.notifier)
-        if not (isinstance(other, type) and issubclass(other, BaseNotifier)):  # whatever else it is, it is not called
-            raise TypeError(
-                f"notify: {self.settings.notifier} is no Airflow notifier; name a class derived from BaseNotifier"
-            )
         arguments: dict[str, Any] = self.settings.arguments
         other(**arguments)(context)
+
+
+def unfit(path: str) -> str | None:
+    """Why what is at an import path cannot be a service's notifier; None when it can."""
+    try:
+        found = resolve_name(path)
+    except Exception as error:  # noqa: BLE001 - importing it runs anybody's code
+        return f"cannot be imported here ({type(error).__name__}: {error}); install its provider, or correct the path"
+    if isinstance(found, type) and issubclass(found, BaseNotifier):
+        return None
+    return "is no Airflow notifier; name a class derived from BaseNotifier"
 
 
 def notify(notifiers: Iterable[Mapping[str, Any]], context: Context, event: Event, **release: Any) -> None:

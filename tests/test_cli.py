@@ -136,6 +136,14 @@ def test_validate_of_a_file_that_is_no_catalog_is_one_line(
     assert says in done.complaint
 
 
+@pytest.mark.parametrize(("notifier", "why"), [("no.such.Notifier", "cannot be imported"), ("os.system", "is no")])
+def test_validate_finds_what_is_no_notifier(run: Run, tmp_path: Path, notifier: str, why: str) -> None:
+    file = write(tmp_path / "c.yaml", {"shop": {**GOOD, "notify": [{"notifier": notifier}]}})
+    done = run("validate", file)
+    assert done.code == 1
+    assert f"shop: notify[0].notifier: {why}" in done.out
+
+
 def test_validate_reads_the_variables(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = {"owner": 5}
     monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_DEFAULTS", json.dumps(defaults))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from airflow_multideploy.core.errors import SpecError, UnknownPlatform
 from airflow_multideploy.core.models import (
     NAME_PATTERN,
+    RESERVED_SERVICES,
     RESERVED_TARGETS,
     AtLeast,
     Service,
@@ -34,11 +35,18 @@ _REMEDIES = {
     "string_pattern_mismatch": "write it as the pattern says",
     "string_type": "write a string (quote it)",
     "bool_type": "write true or false",
-    "dict_type": "write a mapping",
-    "model_type": "write a mapping",
-    "model_attributes_type": "write a mapping",
     "literal_error": "take one of those",
+    "int_type": "write a number without quotes",
+    "float_type": "write a number without quotes",
 }
+_WORDS = {
+    "dict_type": "expected a mapping; write one",
+    "model_type": "expected a mapping; write one",
+    "model_attributes_type": "expected a mapping; write one",
+    "tuple_type": "expected a list; write one",
+    "list_type": "expected a list; write one",
+}
+"""Where pydantic's own words name Python's types."""
 _PRESETS = frozenset({"@once", "@continuous", "@quarterly"})
 """What Airflow takes as a schedule besides what `croniter` knows."""
 _BRANCHES = ("function-", "AtLeast", "literal[")
@@ -111,7 +119,9 @@ def parse_service(name: object, entry: object, *, defaults: object = None, confi
     """
     shown = str(name)
     if not isinstance(name, str) or not _matches(NAME_PATTERN, name):
-        raise SpecError(f"name: does not match {NAME_PATTERN}; rename the service", service=shown)
+        raise SpecError(f"name: {_misnamed(name)}; rename the service", service=shown)
+    if name in RESERVED_SERVICES:
+        raise SpecError("name: is taken by a DAG of this package; rename the service", service=shown)
     if defaults is not None and not isinstance(defaults, Mapping):
         raise SpecError(f"defaults: expected a mapping, got {_kind(defaults)}", service=shown)
     if not isinstance(entry, Mapping):
@@ -124,14 +134,15 @@ def parse_service(name: object, entry: object, *, defaults: object = None, confi
         ]
     except RecursionError:
         raise SpecError("(whole): nested too deeply, or holds itself; write it out", service=shown) from None
-    targets, target_problems = _targets(merged.pop("targets", None), config_type)
+    named = merged.pop("targets", None)
+    targets, target_problems = _targets(named, config_type)
     service: Service | None = None
     try:
         service = Service.model_validate({**merged, "targets": targets})
     except ValidationError as error:
         problems += lines(error, Service)
     problems += target_problems
-    problems += _graph(targets)
+    problems += _graph(targets, broken=set(named) - targets.keys() if isinstance(named, Mapping) else set())
     if service is not None:
         problems += _cross(service, whole=not target_problems)
     if problems or service is None:
@@ -147,7 +158,7 @@ def _targets(document: object, config_type: ConfigType) -> tuple[dict[str, Targe
     for name, entry in document.items():
         path = f"targets.{_shown(name)}"
         if not isinstance(name, str) or not _matches(NAME_PATTERN, name):
-            problems.append(f"{path}: the name does not match {NAME_PATTERN}; rename the target")
+            problems.append(f"{path}: the name {_misnamed(name)}; rename the target")
         elif name in RESERVED_TARGETS:
             problems.append(f"{path}: the name is taken by a task of every release; rename the target")
         elif not isinstance(entry, Mapping):
@@ -165,18 +176,19 @@ def _targets(document: object, config_type: ConfigType) -> tuple[dict[str, Targe
     return targets, problems
 
 
-def _graph(targets: Mapping[str, TargetConfig]) -> list[str]:
+def _graph(targets: Mapping[str, TargetConfig], *, broken: set[object]) -> list[str]:
+    """What is wrong with the edges; one to a target that is broken itself is not held against the edge."""
     problems = []
     for name, target in targets.items():
         before: set[str] = set()
         for index, edge in enumerate(target.depends_on):
             path = f"targets.{name}.depends_on[{index}]"
-            if edge.target not in targets:
-                problems.append(f"{path}: no valid target {edge.target!r}; there are: {', '.join(sorted(targets))}")
+            if edge.target not in {*targets, *broken}:
+                problems.append(f"{path}: no target {edge.target!r}; there are: {', '.join(sorted(targets))}")
             elif edge.target in before:
                 problems.append(f"{path}: names {edge.target!r} again; keep one (`completed` is either end)")
             before.add(edge.target)
-    if not problems:
+    if not problems and not broken:
         try:
             waves(targets)
         except CycleError as error:
@@ -219,7 +231,7 @@ def lines(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -
             hint = f"did you mean {guess[0]!r}?" if guess else "remove it"
             found.append(f"{path}: unknown key; {hint}")
             continue
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
         remedy = _REMEDIES.get(problem["type"])
         found.append(f"{path}: {message}" + (f"; {remedy}" if remedy and remedy not in message else ""))
     return found
@@ -234,6 +246,12 @@ def _keys(model: type[BaseModel], steps: Iterable[str]) -> list[str]:
             return []
         model = inner
     return list(model.model_fields)
+
+
+def _misnamed(name: object) -> str:
+    if isinstance(name, bool):
+        return "is YAML's word for true or false (on, off, yes, no), unless it is quoted"
+    return f"does not match {NAME_PATTERN}"
 
 
 def _matches(pattern: str, value: str) -> bool:

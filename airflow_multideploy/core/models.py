@@ -21,6 +21,7 @@ VERSION_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 """What a version may look like: what an image tag may look like (OCI distribution specification), nothing else."""
 
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,39}$"
+RESERVED_SERVICES = frozenset({"multideploy_reconcile", "multideploy_catalog"})
 RESERVED_TARGETS = frozenset({"plan", "build", "aggregate_status", "rollback", "finalize"})
 
 _SECRET_KEY = re.compile(

@@ -131,8 +131,8 @@ class Rollout:
             return
         if entry is not None and entry.unsettled and not self._mine(entry):
             raise InDoubt(
-                f"{self.platform.name}: in doubt: {facts(entry)}; clear that run's rollback task, set "
-                "rollback.in_doubt to reconcile, or look at the target and release with force"
+                f"{self.platform.name}: in doubt: {facts(entry)}; clear that run's rollback task, or look at the "
+                "target and release with force (rollback.in_doubt: reconcile settles such targets where it can)"
             )
         if (why := self.journal.bad().get(release.image)) is not None:
             raise KnownBad(

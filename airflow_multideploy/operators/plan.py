@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import BaseHook, BaseOperator, Context
 
 from airflow_multideploy import variables
-from airflow_multideploy.core.errors import MultideployError, SpecError
+from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.core.plan import Plan, make_plan
 from airflow_multideploy.core.reconcile import facts
@@ -16,7 +16,7 @@ from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.operators.reconcile import doubts, reconcile
 from airflow_multideploy.operators.release import REFUSED
 from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.platforms import adapter, existing
 
 
 class PlanOperator(BaseOperator):
@@ -24,7 +24,7 @@ class PlanOperator(BaseOperator):
 
     Refuses, before anything is written to a platform: unknown conf keys, a bad version, an unknown target, a target
     that another run left in doubt (with ``in_doubt: reconcile`` it is settled first), a version that was rolled back
-    before.
+    before, a Connection that does not exist.
 
     :param name: the service's name.
     :param service: the service as the catalog has it now; None when the catalog no longer has it.
@@ -90,8 +90,14 @@ class PlanOperator(BaseOperator):
     def _refusals(self, context: Context, plan: Plan) -> list[str]:
         found = []
         for target in plan.selected:
+            platform = adapter(plan.config(target), service=self.service_name, target=target)
+            try:
+                with existing(platform.config.conn_id, platform.error):
+                    BaseHook.get_connection(platform.config.conn_id)
+            except PlatformError as error:
+                found.append(str(error))
             rollout = Rollout(
-                adapter(plan.config(target), service=self.service_name, target=target),
+                platform,
                 journal(context, self.service_name, target),
                 self._clock,
                 dag_id=self.dag_id,

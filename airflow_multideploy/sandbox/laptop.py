@@ -30,6 +30,7 @@ def write_laptop(sandbox: Sandbox) -> Path:
     catalog.write_text(_NOTE + yaml.safe_dump(sandbox.catalog(), sort_keys=False))
     environment = {
         "AIRFLOW_HOME": str(home),
+        "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",

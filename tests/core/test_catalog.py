@@ -88,7 +88,7 @@ def test_merging_is_idempotent_and_what_is_laid_over_wins(document: Any) -> None
         ({"build": {"contxt": "."}}, "build.contxt: unknown key; did you mean 'context'?"),
         ({"success": {"policy": {"at_least": 1, "most": 2}}}, "success.policy.most: unknown key"),
         ({"artifact": None}, "artifact: Field required; add it"),
-        ({"artifact": "x"}, "artifact: Input should be"),
+        ({"artifact": "x"}, "artifact: expected a mapping; write one"),
         ({"artifact": {"image": "a:1"}}, "artifact.image: holds a tag"),
         ({"artifact": {"image": "-"}}, "artifact.image: String should match pattern"),
         ({"deferrable": "yes"}, "deferrable: Input should be a valid boolean; write true or false"),
@@ -106,6 +106,8 @@ def test_merging_is_idempotent_and_what_is_laid_over_wins(document: Any) -> None
         ({"targets": {"Aws": {}}}, "targets.Aws: the name does not match"),
         ({"targets": {"aws\n": {}}}, "targets.'aws\\n': the name does not match"),
         ({"targets": {5: {}}}, "targets.5: the name does not match"),
+        ({"targets": {True: {}}}, "targets.True: the name is YAML's word for true or false"),
+        ({"tags": 5}, "tags: expected a list; write one"),
         ({"targets": {"rollback": {}}}, "targets.rollback: the name is taken"),
         ({"targets": {"aws": 5}}, "targets.aws: expected a mapping, got int"),
         ({"targets": {"aws": {"conn_id": "c"}}}, "targets.aws.platform: missing"),
@@ -135,9 +137,19 @@ def graph(**edges: list[Any]) -> dict[str, Any]:
 
 
 def test_dependencies_have_to_exist_and_to_run_in_no_circle() -> None:
-    assert problems(shop(targets=graph(a=[], b=["x"])))[0].startswith("targets.b.depends_on[0]: no valid target 'x'")
+    assert problems(shop(targets=graph(a=[], b=["x"])))[0].startswith("targets.b.depends_on[0]: no target 'x'")
     assert "runs in a circle" in problems(shop(targets=graph(a=["c"], b=["a"], c=["b"])))[0]
     assert "a → a" in problems(shop(targets=graph(a=["a"])))[0]
+
+
+def test_an_edge_to_a_broken_target_is_not_a_second_problem() -> None:
+    targets = {**graph(b=["a"]), "a": {"platform": "fake"}}
+    assert problems(shop(targets=targets)) == ("targets.a.conn_id: Field required; add it",)
+
+
+def test_a_service_is_not_called_like_a_dag_of_ours() -> None:
+    with pytest.raises(SpecError, match="name: is taken by a DAG of this package; rename the service"):
+        parse_service("multideploy_reconcile", shop(), config_type=lambda _: FakeConfig)
 
 
 @pytest.mark.parametrize("other", ["a", {"target": "a", "when": "failed"}])

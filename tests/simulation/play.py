@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -184,12 +185,14 @@ def installed() -> Iterator[None]:
     point = EntryPoint("fake", f"{__name__}:SimPlatform", platforms.ENTRY_POINT_GROUP)
     variable, test_mode = airflow.sdk.Variable, ExecutorSafeguard.test_mode
     platforms.kinds()["fake"] = point
+    os.environ["AIRFLOW_CONN_FAKE"] = "{}"
     airflow.sdk.Variable, ExecutorSafeguard.test_mode = _Variables, True  # type: ignore[misc,assignment]
     try:
         yield
     finally:
         airflow.sdk.Variable, ExecutorSafeguard.test_mode = variable, test_mode  # type: ignore[misc]
         platforms.kinds().pop("fake")
+        del os.environ["AIRFLOW_CONN_FAKE"]
         platforms.platform_type.cache_clear()
 
 
