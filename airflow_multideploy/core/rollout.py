@@ -180,13 +180,21 @@ class Rollout:
             )
 
     def _give_way(self, entry: Entry, handle: Handle | None) -> None:
-        """Take back a write that came through after somebody else had taken over: nobody else would."""
+        """Take back a write that came through after somebody else had taken over: nobody else would.
+
+        :param handle: what the write answered, if it did.
+        """
         now = self.journal.read()
         if now is None or entry.snapshot is None or (self._mine(now) and now.rollout != entry.rollout):
             return
+        if handle is not None and not handle.changed:
+            return  # it wrote nothing: what is live, and like ours, is the work of whoever took over
         mine, going_back = self._mine(now), now.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED)
         if mine and now.phase is Phase.ROLLED_BACK:
-            if now.back is None or self.platform.observe(now.back).state is not State.HEALTHY:
+            back = now.back is not None and self.platform.observe(now.back).state is State.HEALTHY
+            if self.journal.read() != now:  # meanwhile another run began here
+                self._give_way(entry, handle)
+            elif not back:
                 WayBack(self.platform, self.journal, self.clock).go(now)
         elif (mine and going_back) or (not mine and _expects(now, entry.snapshot)):
             with suppress(Drift):  # what is live is not ours

@@ -87,7 +87,7 @@ class Watch:
         self.earliest = min(earliest, deadline)
         self.interval = interval
         self._began: float | None = None
-        self._rng = rng or random.Random()  # noqa: S311 - jitter, not secrets
+        self._uniform = rng.uniform if rng else random.uniform
 
     def judge(self, seen: Observation | PlatformError, *, now: float) -> Observation | float:
         """The final observation, or seconds until the next look."""
@@ -113,7 +113,7 @@ class Watch:
     def _wait(self, now: float) -> float:
         waited = now - (self._began or now)
         pause = min(self.interval, max(1.0, waited / 8))
-        return max(0.05, min(pause * self._rng.uniform(0.8, 1.2), self.deadline - now))
+        return max(0.05, min(pause * self._uniform(0.8, 1.2), self.deadline - now))
 
 
 def follow(look: Callable[[], Observation], *, watch: Watch, clock: Clock) -> Observation:

@@ -326,6 +326,30 @@ def test_a_late_verdict_does_not_overwrite_a_finished_rollback(bench: Bench) -> 
     assert bench.entry().phase is Phase.ROLLED_BACK
 
 
+def test_an_attempt_that_was_thought_dead_and_finds_its_version_live_takes_nothing_back(bench: Bench) -> None:
+    def others() -> None:
+        assert bench.back().phase is Phase.ROLLED_BACK
+        bench.begin("2", "run2")
+        bench.world.clock.sleep(30)
+
+    bench.fault("deploy", "meanwhile", action=others)
+    with pytest.raises(RolloutFailed, match=r"stopped"):
+        bench.begin("2", "run1")
+    assert (bench.live(), bench.entry().run_id, bench.entry().phase) == (NEW, "run2", "verifying")
+
+
+def test_an_attempt_that_was_thought_dead_does_not_write_over_a_run_that_begins_while_it_looks(bench: Bench) -> None:
+    def others() -> None:
+        if bench.entry().phase is Phase.ROLLED_BACK:
+            bench.deploy("3", "run2")
+
+    bench.fault("deploy", "meanwhile", action=bench.back)
+    bench.fault("observe", "meanwhile", of="rollback", times=99, action=others)
+    with pytest.raises(RolloutFailed, match=r"stopped"):
+        bench.begin("2", "run1")
+    assert (bench.live(), bench.entry().run_id, bench.entry().phase) == (f"{IMAGE}:3", "run2", "succeeded")
+
+
 def test_a_retry_may_finish_what_an_orphan_of_the_same_rollout_began(bench: Bench) -> None:
     bench.fault("deploy", "lost", times=6)
     with pytest.raises(PlatformError):
