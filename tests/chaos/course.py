@@ -120,7 +120,7 @@ def _there(one: Started) -> bool:
         return stack.instance(cell.service, one.run_id, "finalize")["state"] in ("scheduled", "queued", "running")
     if cell.moment not in ("waiting", "ready"):
         return _operation(cell) in stack.sandbox.world.held()
-    return _waits(one, one.task_id) and (cell.moment == "waiting" or stack.live(cell.service, "hit") == (NEW, True))
+    return _waits(one, one.task_id) and (cell.moment == "waiting" or stack.live(cell.service, "hit")[0] == NEW)
 
 
 def _waits(one: Started, task_id: str) -> bool:
