@@ -67,7 +67,10 @@ def override(ports: dict[str, int], base: dict[str, Any], used: dict[str, str]) 
                 changed[name]["environment"] = environment if name.startswith("worker") else server
     changed["postgres"] |= {
         "image": used["postgres"],
-        "command": ["postgres", "-c", "listen_addresses=127.0.0.1", "-p", str(ports["postgres"])],
+        "command": [
+            *base["services"]["postgres"]["command"],
+            *("-c", "listen_addresses=127.0.0.1", "-p", str(ports["postgres"])),
+        ],
         "healthcheck": {
             "test": ["CMD", "pg_isready", "-U", "airflow", "-h", "127.0.0.1", "-p", str(ports["postgres"])]
         },
