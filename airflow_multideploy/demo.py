@@ -24,6 +24,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.sandbox import TARGETS, Sandbox
 from airflow_multideploy.sandbox.airflow import LocalAirflow
 from airflow_multideploy.sandbox.laptop import DAG_FILE
@@ -98,7 +99,10 @@ def main(*, ui: bool = False, folder: Path | None = None, seconds: float = 6.0) 
     :param ui: leave Airflow and the sandbox running until Ctrl-C, and print address and login.
     :param folder: where Airflow's home goes (kept); default: a temporary folder that is removed.
     :param seconds: how long a rollout takes in the sandbox.
+    :raises SpecError: the folder holds an Airflow already, whose runs would get in the way.
     """
+    if folder is not None and (folder / "airflow" / "airflow.db").exists():
+        raise SpecError(f"{folder}: holds the Airflow of an earlier demo; name another folder, or remove this one")
     console = Console(width=None if sys.stdout.isatty() else 140)
     with ExitStack() as stack:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

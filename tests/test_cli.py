@@ -342,3 +342,11 @@ def test_validate_says_that_the_database_is_missing_not_that_the_catalog_is_empt
     assert (process.returncode, out) == (2, "")
     assert "Airflow's database cannot be read" in err
     assert "Traceback" not in err
+
+
+def test_the_demo_takes_no_folder_that_holds_an_airflow(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "airflow").mkdir()
+    (tmp_path / "airflow" / "airflow.db").touch()
+    done = run("demo", "--folder", str(tmp_path))
+    assert done.code == 2
+    assert "holds the Airflow of an earlier demo; name another folder" in done.complaint
