@@ -131,7 +131,10 @@ MUTANTS = (
             ),
         ),
     ),
-    Mutant("a late write is not taken back", ((ROLLOUT, "        self._give_way(entry, handle)\n", ""),)),
+    Mutant(
+        "a late write is not taken back",
+        ((ROLLOUT, "        self._give_way(entry, handle)\n        self._still_mine", "        self._still_mine"),),
+    ),
     Mutant(
         "a deploy that wakes up after its run goes on",
         ((RELEASE, "if entry is None or entry.phase in CONTINUABLE:", "if False:"),),
