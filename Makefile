@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/.ready
 
-.PHONY: setup test lint types demo demo-ui bench build requirements test-quick coverage test-compose test-chaos clean
+.PHONY: docs setup test lint types demo demo-ui bench build requirements test-quick test-conformance test-long coverage test-compose test-chaos clean
 
 setup: $(READY)
 
@@ -17,10 +17,16 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 test: setup  ## all tests that need no root service; the longest first
-	$(BIN)/python -m pytest tests/system tests -n 3 --dist loadfile
+	$(BIN)/python -m pytest tests/system tests -n 4 --dist loadfile -m "not long and not conformance"
+
+test-conformance: setup  ## the conformance suite of every platform that needs no root service
+	$(BIN)/python -m pytest tests/platforms -n 4 --dist loadfile -m "conformance and not long"
+
+test-long: setup  ## what takes minutes, or a service that only root can start: a Docker Engine, a release to twelve kinds
+	$(BIN)/python -m pytest tests -m long
 
 test-quick: setup  ## without the real scheduler
-	$(BIN)/python -m pytest tests -n 2 -m "not system"
+	$(BIN)/python -m pytest tests -n 2 -m "not system and not long and not conformance"
 
 test-compose: setup  ## docker-compose.yaml for real, where a Docker Engine can run
 	$(BIN)/python -m tests.system.compose
@@ -47,6 +53,9 @@ demo-ui: setup  ## the same, left running with the UI
 bench: setup
 	$(BIN)/python bench/parse.py
 	$(BIN)/python bench/overhead.py
+
+docs: setup  ## the pages of the platforms, written from their code
+	$(BIN)/airflow multideploy platforms --docs docs/platforms
 
 build: setup
 	$(BIN)/python -m build --no-isolation

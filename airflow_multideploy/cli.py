@@ -260,13 +260,13 @@ def platforms(args: Namespace) -> None:
 
 
 def _write_pages(folder: Path) -> None:
-    from airflow_multideploy.manual import page
+    from airflow_multideploy.manual import pages
     from airflow_multideploy.platforms import kinds, platform_type
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for kind in kinds():
-            (folder / f"{kind}.md").write_text(page(platform_type(kind)))
+        for name, text in pages(map(platform_type, kinds())).items():
+            (folder / name).write_text(text)
     except OSError as error:
         _fail(f"{folder}: {error.strerror or error}; name a folder that can be written")
     except UnknownPlatform as error:

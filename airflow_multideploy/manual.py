@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from inspect import getdoc
 from typing import Any, get_args
 
@@ -36,6 +37,27 @@ def page(platform: type[Platform[Any]]) -> str:
         f"*Tested against*: {able.tested_against}.",
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def pages(platforms: Iterable[type[Platform[Any]]]) -> dict[str, str]:
+    """File name to page, with ``README.md`` as the table of all."""
+    found = sorted(platforms, key=lambda platform: platform.kind)
+    return {f"{platform.kind}.md": page(platform) for platform in found} | {"README.md": _index(found)}
+
+
+def _index(platforms: Iterable[type[Platform[Any]]]) -> str:
+    rows = ["| kind | what it is | seen early | a rollback restores | tested against |", "|---|---|---|---|---|"]
+    for platform in platforms:
+        able, what = platform.capabilities, _prose(platform).partition("\n\n")[0].replace("\n", " ")
+        link = f"[`{platform.kind}`]({platform.kind}.md)"
+        cells = [link, what, able.early_failure, able.restores, able.tested_against]
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return f"# Platforms\n\n{_NOTE}\n\n" + "\n".join(rows) + "\n"
+
+
+_NOTE = """Written by `make docs` from the code. Nothing here has been run against the real clouds: the adapters are
+tested with the official SDKs, unmodified, against real servers where there are any, else against stand-ins that are
+held to the official contracts."""
 
 
 def undocumented(platform: type[Platform[Any]]) -> list[str]:

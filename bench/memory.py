@@ -15,7 +15,17 @@ import sys
 from airflow_multideploy.sandbox import CONN_IDS, Sandbox
 from airflow_multideploy.sandbox.world import PLATFORMS
 
-SDKS = ("boto3", "aiobotocore", "azure", "google.api_core", "google.auth", "kubernetes", "docker", "paramiko", "asyncssh")
+SDKS = (
+    "boto3",
+    "aiobotocore",
+    "azure",
+    "google.api_core",
+    "google.auth",
+    "kubernetes",
+    "docker",
+    "paramiko",
+    "asyncssh",
+)
 _CHILD = f"""
 import json, sys
 import psutil

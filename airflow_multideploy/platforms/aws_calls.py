@@ -7,7 +7,8 @@ in a worker or in the triggerer is decided here.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AsyncExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
+from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
@@ -64,16 +65,26 @@ class AwsPlatform(Platform[C]):
         """Make the calls here and now."""
         from airflow.sdk import BaseHook
 
-        with self._errors(None), existing(self.config.conn_id, self.error):
-            client = self._hook(BaseHook.get_connection(self.config.conn_id)).get_client_type()
-        with closing(client), self.understanding():
-            refuse_plain_http(client.meta.endpoint_url, target=self.name)
+        clients: dict[str, Any] = {}
+        with ExitStack() as stack:
+
+            def client(service: str) -> Any:
+                with self._errors(None), existing(self.config.conn_id, self.error):
+                    made = self._hook(BaseHook.get_connection(self.config.conn_id), service).get_client_type()
+                clients[service] = stack.enter_context(closing(made))
+                refuse_plain_http(made.meta.endpoint_url, target=self.name)
+                return made
+
+            client(self.client_type)
+            stack.enter_context(self.understanding())
             try:
                 call = next(steps)
                 while True:
+                    service, operation = self._called(call[0])
+                    asked = clients.get(service) or client(service)
                     try:
                         with self._errors(call[0]):
-                            answer = self._answer(call[0], getattr(client, call[0])(**call[1]))
+                            answer = self._answer(call[0], getattr(asked, operation)(**call[1]))
                     except PlatformError as error:
                         call = steps.throw(error)
                     else:
@@ -85,18 +96,26 @@ class AwsPlatform(Platform[C]):
         """Make the calls without blocking the event loop."""
         from airflow.sdk import BaseHook
 
+        clients: dict[str, Any] = {}
         async with AsyncExitStack() as stack:
-            with self._errors(None), existing(self.config.conn_id, self.error):
-                hook = self._hook(await BaseHook.aget_connection(self.config.conn_id))
-                client = await stack.enter_async_context(await hook.get_async_conn())
+
+            async def client(service: str) -> Any:
+                with self._errors(None), existing(self.config.conn_id, self.error):
+                    hook = self._hook(await BaseHook.aget_connection(self.config.conn_id), service)
+                    made = clients[service] = await stack.enter_async_context(await hook.get_async_conn())
+                refuse_plain_http(made.meta.endpoint_url, target=self.name)
+                return made
+
+            await client(self.client_type)
             stack.enter_context(self.understanding())
-            refuse_plain_http(client.meta.endpoint_url, target=self.name)
             try:
                 call = next(steps)
                 while True:
+                    service, operation = self._called(call[0])
+                    asked = clients.get(service) or await client(service)
                     try:
                         with self._errors(call[0]):
-                            answer = self._answer(call[0], await getattr(client, call[0])(**call[1]))
+                            answer = self._answer(call[0], await getattr(asked, operation)(**call[1]))
                     except PlatformError as error:
                         call = steps.throw(error)
                     else:
@@ -104,7 +123,12 @@ class AwsPlatform(Platform[C]):
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
-    def _hook(self, connection: Any) -> Any:
+    def _called(self, call: str) -> tuple[str, str]:
+        """Service and operation of a call: ``logs:get_log_events`` is a call to another service than its own."""
+        service, _, operation = call.rpartition(":")
+        return service or self.client_type, operation
+
+    def _hook(self, connection: Any, service: str) -> Any:
         """The provider's hook for this Connection: no retries of its own, 30 s per call."""
         try:
             from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
@@ -113,7 +137,14 @@ class AwsPlatform(Platform[C]):
         except ImportError as error:
             raise missing_extra("aws", error) from error
         limits = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 1})
-        hook = AwsBaseHook(client_type=self.client_type)
+
+        class Hook(AwsBaseHook):
+            def get_session(self, *arguments: Any, **named: Any) -> Any:
+                made = super().get_session(*arguments, **named)
+                getattr(made, "_session", made).register_component("data_loader", _models())
+                return made
+
+        hook = Hook(client_type=service)
         # Given, not looked up by the hook: that one takes the machine's own credentials when the Connection is missing.
         wrapper = AwsConnectionWrapper(conn=connection, region_name=self.config.region)
         wrapper.botocore_config = (wrapper.botocore_config or Config()).merge(limits)
@@ -161,8 +192,23 @@ class AwsPlatform(Platform[C]):
             raise self.error(f"{what}: {error}") from error
 
     def _what(self, operation: str) -> str:
-        api = "".join(word.capitalize() for word in operation.split("_"))
-        return f"{self.client_type.upper()} {api}"
+        service, name = self._called(operation)
+        return f"{service.upper()} {''.join(word.capitalize() for word in name.split('_'))}"
+
+
+@cache
+def _models() -> Any:
+    """botocore's loader of its service models, shared: each session has one, and reading the models takes longer than a
+    call; a triggerer that looks at 200 targets would do nothing else."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
+
+
+def code_of(error: PlatformError) -> str:
+    """AWS's code of a refused call, such as ``ResourceNotFoundException``; empty when there was no answer."""
+    response = getattr(error.__cause__, "response", {})
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 def _seconds(text: str | None) -> float | None:

@@ -359,10 +359,11 @@ class PlatformContract:
         assert len(left) <= LOOKS_AT_ONCE
 
     def test_its_page_says_all(self, stand_in: StandIn) -> None:
-        """What ``airflow multideploy platforms --docs`` writes about it has every key of its config, and its example
-        is a target."""
+        """What ``airflow multideploy platforms --docs`` writes about it has every key of its config, and the manual's
+        example is a target."""
         platform = type(self.platform(stand_in))
-        assert platform.manual is not None
         assert undocumented(platform) == []
+        if platform.manual is None:
+            return
         example = yaml.safe_load(platform.manual.example)
         assert isinstance(adapter(next(iter(example.values())), service="shop", target="t1"), platform)

@@ -1,0 +1,32 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import pytest
+
+FIRST = ("aws_ecs", "azure_web_app", "gcp_cloud_run", "http")
+"""The platforms whose whole conformance suite is in ``make test``."""
+PLAIN = ("test_deploy_then_rollback_restores", "test_failure_is_seen_early_with_the_platforms_reason")
+"""The tests of the suite that are there for all others too."""
+
+
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    """Mark what ``make test-conformance`` runs: twenty suites take longer than everything else together."""
+    suite = sys.modules.get("airflow_multideploy.testing.contract")
+    for item in items:
+        function = getattr(item, "function", None)
+        if suite is None or function is None or function.__module__ != suite.__name__:
+            continue
+        if item.path.stem.removeprefix("test_") not in FIRST and function.__name__ not in PLAIN:
+            item.add_marker(pytest.mark.conformance)
+
+
+@pytest.fixture(autouse=True)
+def _forget_secrets() -> None:
+    """Airflow's masker remembers every Connection that any test has read, and compiles all of them anew for each."""
+    for name in ("airflow._shared.secrets_masker.secrets_masker", "airflow.sdk._shared.secrets_masker.secrets_masker"):
+        if name in sys.modules:
+            sys.modules[name].reset_secrets_masker()
