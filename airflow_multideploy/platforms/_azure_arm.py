@@ -1,50 +1,57 @@
-"""One site's calls: Azure Resource Manager through its official SDK, the app itself through httpx, and their errors.
+"""One resource's calls: Azure Resource Manager through its SDKs, an app itself through httpx, and their errors.
 
-What is called in which order, and what the answers mean, is decided in `airflow_multideploy.platforms.azure_web_app`;
-here the same steps are run on the synchronous or on the asynchronous client.
+What is called in which order, and what the answers mean, is decided by the platforms; here the same steps are run on
+the synchronous or on the asynchronous client. A reading call that was lost is made again here, so that a sequence of
+many calls need not start over for one of them; a writing call never is, as its steps have to look first.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import ssl
+import asyncio
 import time
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
+from importlib import import_module
 from typing import Any, NoReturn, TypeVar
 
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError
-from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
+from airflow_multideploy.platforms import existing, missing_extra
+from airflow_multideploy.platforms._azure_login import Access, AsyncLogin, Login, Seen
 
-CALL_SECONDS = 30
 HEALTH_SECONDS = 10
 HEALTH = "GET health"
-_LOG, _LIST = "get_web_site_container_logs", "list_instance_identifiers"
-_CLOUDS = {
-    "AzurePublicCloud": ("https://login.microsoftonline.com", "https://management.azure.com"),
-    "AzureUSGovernment": ("https://login.microsoftonline.us", "https://management.usgovcloudapi.net"),
-    "AzureChinaCloud": ("https://login.chinacloudapi.cn", "https://management.chinacloudapi.cn"),
-}
+EXTRA = "extra of the Connection"
+READS = 3
+"""How often a reading call is made before its error counts."""
+_QUICK = 5
+"""Seconds: a reading call that took longer to fail is not made again here."""
+_BUSY = 15.0
+"""Seconds after which an operation of somebody else may be over, when Azure does not say."""
 _PASSES = ("exclusive lock", "in progress", "retry the request", "try again")
 """How Azure says that a 409 heals by itself."""
-
-_QUIET = logging.getLogger(f"{__name__}.http")
-_QUIET.setLevel(logging.WARNING)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Call:
-    """An operation of the SDK's ``web_apps`` with its arguments after group and site, or `HEALTH` with a URL."""
+    """An operation of the SDK with its arguments after those that every call has; `HEALTH` with a URL; or `EXTRA` with
+    the name of an entry in the Connection's extra.
+
+    :param group: of the SDK's operation groups; empty: the first one of the `ArmApi`.
+    """
 
     operation: str
     arguments: tuple[Any, ...] = ()
+    group: str = ""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it may be made again without a thought."""
+        return self.operation.startswith(("get", "list"))
 
 
 @dataclass(frozen=True)
@@ -77,148 +84,21 @@ class Health:
         return f"answers HTTP {self.status}" if self.status is not None else f"does not answer ({self.error})"
 
 
-@dataclass
-class _Seen:
-    """The last response on the wire: azure-identity hides status and Retry-After of a failed token request."""
+@dataclass(frozen=True)
+class ArmApi:
+    """Runs steps against one resource.
 
-    status: int | None = None
-    retry_after: float | None = None
-    date: str | None = None
-
-    def sent(self, request: Any) -> None:
-        self.status = self.retry_after = self.date = None
-
-    def received(self, response: Any) -> None:
-        http = response.http_response
-        self.status, self.date = http.status_code, http.headers.get("Date")
-        after = http.headers.get("Retry-After") or ""
-        self.retry_after = float(after) if after.replace(".", "", 1).isdecimal() else None
-
-    def at(self) -> datetime:
-        """The platform's clock, one second coarse; ours when it does not tell."""
-        return parsedate_to_datetime(self.date) if self.date else datetime.now(UTC)
-
-
-class _Login:
-    """A credential whose token lives as long as the adapter, so that not every look logs in anew."""
-
-    def __init__(self, credential: Any, tokens: dict[Any, Any], key: Any) -> None:
-        self.credential, self.tokens, self.key = credential, tokens, key
-
-    def _known(self) -> Any:
-        token = self.tokens.get(self.key)
-        return token if token is not None and token.expires_on - time.time() > 300 else None
-
-    def get_token_info(self, *scopes: str, options: Any = None) -> Any:
-        token = self._known() or self.credential.get_token_info(*scopes, options=options)
-        self.tokens[self.key] = token
-        return token
-
-
-class _AsyncLogin(_Login):
-    async def get_token_info(self, *scopes: str, options: Any = None) -> Any:
-        token = self._known() or await self.credential.get_token_info(*scopes, options=options)
-        self.tokens[self.key] = token
-        return token
-
-    async def close(self) -> None:
-        """The session closes the credential itself."""
-
-
-@dataclass(frozen=True, repr=False)
-class Access:
-    """Where and as whom, read from a Connection of type ``azure``.
-
-    Extra: ``tenantId``, ``subscriptionId``, ``cloud_environment``, ``managed_identity_client_id`` and
-    ``workload_identity_tenant_id`` as the official provider has them; ``base_url``, ``authority`` and ``ca_file`` lead
-    to another Resource Manager (Azure Stack, a stand-in).
+    :param sdk: module of the SDK and name of its client.
+    :param group: operation group of calls that name none.
+    :param scope: first arguments of every call, such as the resource group's and the resource's names.
+    :param what: the resource, for messages.
     """
 
-    login: str | None
-    password: str | None
-    extra: Mapping[str, Any]
-    subscription_id: str
-    target: str
-
-    @classmethod
-    def read(cls, connection: Any, subscription_id: str | None, platform: Platform[Any]) -> Access:
-        """From the Connection; the catalog's subscription wins over the Connection's."""
-        extra = connection.extra_dejson
-        subscription = subscription_id or extra.get("subscriptionId")
-        if not subscription:
-            raise platform.error(
-                f"connection {platform.config.conn_id!r} names no subscription: set subscriptionId in its extra, or "
-                "subscription_id of the target"
-            )
-        for key in ("base_url", "authority"):
-            refuse_plain_http(str(extra.get(key) or ""), target=platform.name)
-        return cls(connection.login, connection.password, extra, str(subscription), platform.name)
-
-    @property
-    def _cloud(self) -> tuple[str, str]:
-        return _CLOUDS.get(str(self.extra.get("cloud_environment")), _CLOUDS["AzurePublicCloud"])
-
-    def _common(self, seen: _Seen) -> dict[str, Any]:
-        common: dict[str, Any] = {
-            "retry_total": 0,  # our own engine retries, with the reason in the journal
-            "connection_timeout": CALL_SECONDS,
-            "read_timeout": CALL_SECONDS,
-            "raw_request_hook": seen.sent,
-            "raw_response_hook": seen.received,
-            "logger": _QUIET,  # else two entries of ten lines in the task's log for each call
-        }
-        if self.extra.get("ca_file"):
-            common["connection_verify"] = self.extra["ca_file"]
-        return common
-
-    def credential(self, kinds: Any, seen: _Seen, default: Any) -> Any:
-        """A credential of azure-identity, its sync or its async kind; without a secret the default chain."""
-        if not (self.login and self.password and self.extra.get("tenantId")):
-            names = ("managed_identity_client_id", "workload_identity_tenant_id")
-            return default(**{name: self.extra.get(name) for name in names})
-        own = {"disable_instance_discovery": True} if self.extra.get("authority") else {}
-        return kinds.ClientSecretCredential(
-            tenant_id=self.extra["tenantId"],
-            client_id=self.login,
-            client_secret=self.password,
-            authority=self.extra.get("authority") or self._cloud[0],
-            **own,
-            **self._common(seen),
-        )
-
-    def client(self, kind: Any, credential: Any, seen: _Seen) -> Any:
-        """The SDK's client; `AzureBaseHook.get_conn` passes ``credentials``, which this SDK does not know."""
-        return kind(
-            credential,
-            self.subscription_id,
-            base_url=self.extra.get("base_url") or self._cloud[1],
-            credential_scopes=[f"{self._cloud[1]}/.default"],
-            **self._common(seen),
-        )
-
-    def identity(self) -> tuple[Any, ...]:
-        """What a token depends on."""
-        return self.login, self.password, json.dumps(dict(self.extra), sort_keys=True)
-
-    def tls(self) -> ssl.SSLContext:
-        """For the app's own address: the system's authorities and the Connection's."""
-        context = ssl.create_default_context()
-        if self.extra.get("ca_file"):
-            context.load_verify_locations(self.extra["ca_file"])
-        return context
-
-    def masked(self, text: str) -> str:
-        """Without the password, whoever quoted it, and cut to one line's length."""
-        return " ".join((text.replace(self.password, "***") if self.password else text).split())[:400]
-
-
-@dataclass(frozen=True)
-class SiteApi:
-    """Runs steps against one site."""
-
     platform: Platform[Any]
-    resource_group: str
-    site: str
+    sdk: tuple[str, str]
+    group: str
+    scope: tuple[str, ...]
+    what: str
     subscription_id: str | None
     tokens: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -229,14 +109,22 @@ class SiteApi:
         """
         with self._session() as (client, access, seen), self.platform.understanding():
             try:
-                call = next(steps)
+                call, tries = next(steps), _Tries()
                 while True:
                     try:
-                        value = _probe(call, access) if call.operation == HEALTH else self._call(client, call)
+                        if call.operation == EXTRA:
+                            value = access.extra.get(call.arguments[0])
+                        else:
+                            value = _probe(call, access) if call.operation == HEALTH else self._call(client, call)
                     except Exception as error:  # noqa: BLE001 - a body that is no document makes the SDK raise anything
-                        call = steps.throw(self._error(error, call, access, seen))
+                        failure = self._error(error, call, access, seen)
+                        if pause := tries.pause(call, failure):
+                            time.sleep(pause)
+                            continue
+                        call = steps.throw(failure)
                     else:
                         call = steps.send(Answer(value, seen.at()))
+                    tries = _Tries()
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
@@ -245,86 +133,97 @@ class SiteApi:
         async with self._asession() as (client, access, seen):
             with self.platform.understanding():
                 try:
-                    call = next(steps)
+                    call, tries = next(steps), _Tries()
                     while True:
                         try:
-                            health = call.operation == HEALTH
-                            value = await _aprobe(call, access) if health else await self._acall(client, call)
+                            if call.operation == EXTRA:
+                                value = access.extra.get(call.arguments[0])
+                            else:
+                                health = call.operation == HEALTH
+                                value = await _aprobe(call, access) if health else await self._acall(client, call)
                         except Exception as error:  # noqa: BLE001 - as above
-                            call = steps.throw(self._error(error, call, access, seen))
+                            failure = self._error(error, call, access, seen)
+                            if pause := tries.pause(call, failure):
+                                await asyncio.sleep(pause)
+                                continue
+                            call = steps.throw(failure)
                         else:
                             call = steps.send(Answer(value, seen.at()))
+                        tries = _Tries()
                 except StopIteration as end:
                     return end.value  # type: ignore[no-any-return]
 
     @contextmanager
-    def _session(self) -> Iterator[tuple[Any, Access, _Seen]]:
+    def _session(self) -> Iterator[tuple[Any, Access, Seen]]:
         try:
             from airflow.providers.microsoft.azure.hooks.base_azure import AzureBaseHook
             from airflow.providers.microsoft.azure.utils import get_sync_default_azure_credential
             from azure import identity
-            from azure.mgmt.web import WebSiteManagementClient
+
+            kind = getattr(import_module(self.sdk[0]), self.sdk[1])
         except ImportError as error:
             raise missing_extra("azure", error) from error
         with existing(self.platform.config.conn_id, self.platform.error):
             connection = AzureBaseHook.get_connection(self.platform.config.conn_id)
-        access, seen = Access.read(connection, self.subscription_id, self.platform), _Seen()
+        access, seen = Access.read(connection, self.subscription_id, self.platform), Seen()
         with (
             access.credential(identity, seen, get_sync_default_azure_credential) as credential,
-            access.client(WebSiteManagementClient, _Login(credential, self.tokens, access.identity()), seen) as client,
+            access.client(kind, Login(credential, self.tokens, access.identity()), seen) as client,
         ):
             yield client, access, seen
 
     @asynccontextmanager
-    async def _asession(self) -> AsyncIterator[tuple[Any, Access, _Seen]]:
+    async def _asession(self) -> AsyncIterator[tuple[Any, Access, Seen]]:
         try:
             from airflow.providers.microsoft.azure.hooks.base_azure import AzureBaseHook
             from airflow.providers.microsoft.azure.utils import get_async_default_azure_credential
             from azure.identity import aio as identity
-            from azure.mgmt.web.aio import WebSiteManagementClient
+
+            kind = getattr(import_module(f"{self.sdk[0]}.aio"), self.sdk[1])
         except ImportError as error:
             raise missing_extra("azure", error) from error
         with existing(self.platform.config.conn_id, self.platform.error):
             connection = await AzureBaseHook.aget_connection(self.platform.config.conn_id)
-        access, seen = Access.read(connection, self.subscription_id, self.platform), _Seen()
+        access, seen = Access.read(connection, self.subscription_id, self.platform), Seen()
         async with (
             access.credential(identity, seen, get_async_default_azure_credential) as credential,
-            access.client(
-                WebSiteManagementClient, _AsyncLogin(credential, self.tokens, access.identity()), seen
-            ) as client,
+            access.client(kind, AsyncLogin(credential, self.tokens, access.identity()), seen) as client,
         ):
             yield client, access, seen
 
     def _call(self, client: Any, call: Call) -> Any:
         answer = self._begin(client, call)
-        if call.operation == _LIST:
-            return [item.as_dict() for item in answer]
-        if call.operation == _LOG:
-            return answer.read().decode(errors="replace")
-        return None if answer is None else answer.as_dict()
+        if hasattr(answer, "by_page"):
+            return [_plain(item) for item in answer]
+        if hasattr(answer, "polling_method"):
+            return None  # accepted: whether it came to pass is seen in what is live
+        return answer.read().decode(errors="replace") if hasattr(answer, "read") else _plain(answer)
 
     async def _acall(self, client: Any, call: Call) -> Any:
         answer = self._begin(client, call)
-        if call.operation == _LIST:
-            return [item.as_dict() async for item in answer]
+        if hasattr(answer, "by_page"):
+            return [_plain(item) async for item in answer]
         answer = await answer
-        if call.operation == _LOG:
-            return (await answer.read()).decode(errors="replace")
-        return None if answer is None else answer.as_dict()
+        if hasattr(answer, "polling_method"):
+            return None
+        return (await answer.read()).decode(errors="replace") if hasattr(answer, "read") else _plain(answer)
 
     def _begin(self, client: Any, call: Call) -> Any:
-        # The SDK streams the log, and of an empty one (204) it hands out nothing and keeps the connection: take the
-        # response itself, whose read() closes it.
-        how = {"cls": lambda response, _data, _headers: response.http_response} if call.operation == _LOG else {}
-        return getattr(client.web_apps, call.operation)(self.resource_group, self.site, *call.arguments, **how)
+        how: dict[str, Any] = {"polling": False} if call.operation.startswith("begin_") else {}
+        if "container_logs" in call.operation:
+            # The SDK streams the log, and of an empty one (204) it hands out nothing and keeps the connection: take
+            # the response itself, whose read() closes it.
+            how = {"cls": lambda response, _data, _headers: response.http_response}
+        return getattr(getattr(client, call.group or self.group), call.operation)(*self.scope, *call.arguments, **how)
 
-    def _error(self, error: Exception, call: Call, access: Access, seen: _Seen) -> PlatformError:
+    def _error(self, error: Exception, call: Call, access: Access, seen: Seen) -> PlatformError:
         """Ours, with the platform's words. What has no status was lost on the way, and may be asked again."""
         from azure.core.exceptions import AzureError, HttpResponseError
 
-        self.tokens.clear()  # it may have been revoked; the next look logs in anew
         response = getattr(error, "response", None)
         status = response.status_code if response is not None else seen.status
+        if status == 401:
+            self.tokens.clear()  # it may have been revoked; the next look logs in anew
         detail = error.error if isinstance(error, HttpResponseError) else None
         # What the SDK quotes of an answer that it does not understand may be a token, or other people's settings.
         strange = not isinstance(error, AzureError) or (status is not None and status < 400)
@@ -339,10 +238,10 @@ class SiteApi:
             or (status == 409 and any(text in words.lower() for text in _PASSES))
         )
         return self.platform.error(
-            f"{call.operation} of site {self.site!r} failed with "
+            f"{call.operation} of {self.what} failed with "
             f"{f'HTTP {status}' if status else type(error).__name__}: {access.masked(words)}",
             retryable=passes,
-            retry_after=seen.retry_after,
+            retry_after=seen.retry_after or (_BUSY if status == 409 and passes else None),
         )
 
     def refuse(self, reason: str) -> NoReturn:
@@ -350,7 +249,30 @@ class SiteApi:
 
         :raises PlatformError: always.
         """
-        raise self.platform.error(f"site {self.site!r} {reason}")
+        raise self.platform.error(f"{self.what} {reason}")
+
+
+@dataclass
+class _Tries:
+    """How often one call was made, and since when."""
+
+    began: float = field(default_factory=time.monotonic)
+    made: int = 1
+
+    def pause(self, call: Call, failure: PlatformError) -> float:
+        """Seconds until it is made again here; 0: its error counts."""
+        spent = self.made >= READS or time.monotonic() - self.began > _QUICK
+        if spent or not (call.reads and failure.retryable) or failure.retry_after:
+            return 0.0
+        self.made += 1
+        return 0.1 * self.made
+
+
+def _plain(answer: Any) -> Any:
+    """A document as it came: newer SDKs keep it so, older ones put it together again."""
+    if answer is None:
+        return None
+    return answer.serialize(keep_readonly=True) if hasattr(answer, "serialize") else answer.as_dict()
 
 
 def _probe(call: Call, access: Access) -> Health:

@@ -65,8 +65,10 @@ class Live:
 class Looks(NamedTuple):
     """All that one observation looked at.
 
+    :param fx: what the site is told to run: a ``linuxFxVersion``, or a package's address.
     :param log: the container log; None when it cannot be read.
     :param at: the platform's clock.
+    :param serves: whether that is something that answers requests.
     """
 
     fx: str
@@ -75,6 +77,7 @@ class Looks(NamedTuple):
     health: Health
     log: str | None
     at: datetime
+    serves: bool = True
 
 
 class Rules(NamedTuple):
@@ -183,8 +186,8 @@ def _without_app(handle: Handle, looks: Looks) -> Observation | None:
     if looks.fx != handle.data["fx"]:
         reason = f"the site runs {looks.fx!r}, not {handle.data['fx']!r}"
         return Observation(state=State.SUPERSEDED, reason=reason, revision=looks.fx or None)
-    if image_of(looks.fx) is None:
-        return Observation(state=State.HEALTHY, reason=f"linuxFxVersion is {looks.fx!r} again, no image")
+    if not looks.serves:
+        return Observation(state=State.HEALTHY, reason="the site is told to run nothing, as before")
     if looks.state.lower() == "running":
         return None
     if looks.state == handle.data.get("state"):

@@ -31,6 +31,7 @@ class Site:
     state: str = "Running"
     workers: int = 2
     metadata: dict[str, str] = field(default_factory=lambda: {"CURRENT_STACK": "docker"})
+    settings: dict[str, str] = field(default_factory=dict)
     serving: str | None = None
     generation: int = 0
     start: Start | None = None

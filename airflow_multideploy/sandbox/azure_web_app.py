@@ -66,6 +66,7 @@ class AzureWebAppStandIn:
     """
 
     kind = KIND
+    api_version = API_VERSION
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class AzureWebAppStandIn:
         if ca_file is None:
             ca.cert_pem.write_to_path(own)
         ca.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(chain)
-        app = Faults(self._app, world, KIND, describe=_describe, error_body=_error_body)
+        app = Faults(self._app, world, self.kind, describe=_describe, error_body=_error_body)
         self._server = Server(app, port=port, tls=(chain, chain))
         self.url = self._server.url
 
@@ -122,7 +123,7 @@ class AzureWebAppStandIn:
     def target(self, resource: str) -> Json:
         """The catalog entry of a target on this site."""
         return {
-            "platform": KIND,
+            "platform": self.kind,
             "resource_group": GROUP,
             "site": resource,
             "health_url": f"{self.url}/apps/{resource}/health",
@@ -196,7 +197,7 @@ class AzureWebAppStandIn:
         if "api-version" not in query:
             text = "The api-version query parameter (?api-version=) is required for all requests."
             raise Refused(400, "MissingApiVersionParameter", text)
-        if query["api-version"] != API_VERSION:
+        if query["api-version"] != self.api_version:
             raise Refused(400, "NoRegisteredProviderFound", f"No API version {query['api-version']!r} here.")
         if any(path.endswith(end) for end in self.forbidden):
             text = f"The client {CLIENT!r} does not have authorization to perform action on {path!r}."
@@ -233,8 +234,15 @@ class AzureWebAppStandIn:
         if site is None:
             text = f"The Resource 'Microsoft.Web/sites/{found['name']}' under resource group '{GROUP}' was not found."
             raise Refused(404, "ResourceNotFound", text)
-        self._settled(site)
-        operations: dict[tuple[str, str], Callable[[], tuple[int, Json | str | None]]] = {
+        operation = self._operations(self._settled(site), path, query, body).get((method, found["rest"] or ""))
+        if operation is None:
+            raise Refused(404, "NotFound", f"{method} {path} is no operation of this stand-in.")
+        return operation()
+
+    def _operations(
+        self, site: Site, path: str, query: dict[str, str], body: bytes
+    ) -> dict[tuple[str, str], Callable[[], tuple[int, Json | str | None]]]:
+        return {
             ("GET", ""): lambda: (200, self._site_document(site)),
             ("GET", "/config/web"): lambda: (200, self._config_document(site)),
             ("PATCH", "/config/web"): lambda: self._patch(site, body),
@@ -243,10 +251,6 @@ class AzureWebAppStandIn:
             ("POST", "/containerlogs"): lambda: (200, "\n".join(site.log)) if site.log else (204, None),
             ("POST", "/restart"): lambda: self._restart(site),
         }
-        operation = operations.get((method, found["rest"] or ""))
-        if operation is None:
-            raise Refused(404, "NotFound", f"{method} {path} is no operation of this stand-in.")
-        return operation()
 
     def _patch(self, site: Site, body: bytes) -> tuple[int, Json]:
         if self.busy:
@@ -265,11 +269,11 @@ class AzureWebAppStandIn:
         if fx != site.fx:
             site.fx = fx
             site.revisions.append(fx)
-            site.begin(self.world.course(KIND, site.name), self.world.now())
+            site.begin(self.world.course(self.kind, site.name), self.world.now())
         return 200, self._config_document(site)
 
     def _restart(self, site: Site) -> tuple[int, None]:
-        site.begin(self.world.course(KIND, site.name), self.world.now())
+        site.begin(self.world.course(self.kind, site.name), self.world.now())
         return 200, None
 
     # --- documents ---------------------------------------------------------------------------------------------------
@@ -317,7 +321,7 @@ class AzureWebAppStandIn:
 
     def _instances(self, site: Site, path: str, page: int) -> Json:
         workers = site.workers if site.state == "Running" else 0
-        more = f"{self.url}{path}?api-version={API_VERSION}&$skiptoken={page + 1}" if page + 1 < workers else None
+        more = f"{self.url}{path}?api-version={self.api_version}&$skiptoken={page + 1}" if page + 1 < workers else None
         value = [self._instance(site, page)] if page < workers else []
         return {"value": value, **({"nextLink": more} if more else {})}
 
@@ -334,7 +338,8 @@ class AzureWebAppStandIn:
 
 def _describe(scope: Scope, body: bytes) -> tuple[str, bool]:
     """Reads are also sent as POST in this API."""
-    writes = scope["method"] in ("PATCH", "PUT", "DELETE") or scope["path"].endswith("/restart")
+    reads = ("/list", "/containerlogs", "/token")
+    writes = scope["method"] != "GET" and not scope["path"].endswith(reads)
     return f"{scope['method']} {scope['path']}", writes
 
 
