@@ -1,0 +1,377 @@
+"""Helm releases: config, adapter and operator.
+
+What is written goes through the worker's own ``helm`` (version 4, driver ``secret``), as a list of arguments, never a
+shell. What is read is read from the cluster: Helm's records of a release are Secrets, and a look of the triggerer's
+must not cost a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, TypeAdapter
+
+from airflow_multideploy.core.contract import Capabilities, Handle, Manual, Observation, Release, Snapshot, State
+from airflow_multideploy.core.errors import Drift
+from airflow_multideploy.core.models import Seconds, TargetConfig
+from airflow_multideploy.operators.deploy import DeployOperator
+from airflow_multideploy.platforms._helm_program import LABEL, HelmProgram, Record, said
+from airflow_multideploy.platforms._kubernetes_api import Json, KubernetesConfig, Steps
+from airflow_multideploy.platforms._kubernetes_documents import (
+    RESTART,
+    Trouble,
+    chosen,
+    containers_of,
+    images_of,
+    judge_rollout,
+)
+from airflow_multideploy.platforms.artifact import Located, located
+
+_LEFT = "first-ever release: left in place, as configured"
+_WORST = (State.FAILED, State.SUPERSEDED, State.UNKNOWN, State.PROGRESSING, State.HEALTHY)
+
+
+def _all_located(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for text in _texts(values):
+        TypeAdapter(Located).validate_python(text)
+    return values
+
+
+def _texts(value: JsonValue) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+class HelmConfig(KubernetesConfig):
+    """One Helm release.
+
+    :param release: name of the Helm release.
+    :param chart: ``oci://…``, the URL of a packaged chart, ``repository/chart``, or a folder on the workers; may hold
+        ``${version}`` and the other values of a release.
+    :param chart_version: of the chart, when ``chart`` does not say it; may hold the same.
+    :param values: values of the chart that a release sets; each text may hold the same, such as ``${image}``.
+    :param reuse_values: keep the live revision's own values below these; false: these alone.
+    :param restarts: of a container in ``CrashLoopBackOff``, from which on the rollout counts as failed.
+    :param hook_timeout: seconds that a hook of the chart may take; the task waits for them.
+    """
+
+    platform: Literal["helm"] = "helm"
+    release: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,51}[a-z0-9])?$")]
+    chart: Annotated[Located, Field(pattern=r"^[^-\s]\S*$")]
+    chart_version: Located | None = None
+    values: Annotated[dict[str, JsonValue], AfterValidator(_all_located)] = Field(default_factory=dict)
+    reuse_values: bool = True
+    restarts: Annotated[int, Field(ge=1)] = 2
+    hook_timeout: Seconds = 300.0
+
+
+_MANUAL = Manual(
+    connection="As `kubernetes`: a Connection of type `kubernetes`, or one of the cloud with the target's `cluster`. "
+    "Its kubeconfig is written to a private file for the time of one `helm` call. The workers need `helm` 4 on their "
+    "PATH, logged in to a private chart registry (`helm registry login`). The triggerer needs no helm.",
+    protocol="""
+1. Snapshot: list Helm's records of the release (Secrets `sh.helm.release.v1.NAME.vN`); the number of the one deployed.
+2. Deploy: `helm upgrade --install --reset-then-reuse-values --values FILE`, with the release id as the label
+   `multideploy-release` and in the description. It waits for hooks only. A `pending-*` record that a crashed run of the
+   same release left is rolled back first; anybody else's is waited for.
+3. Observe: the records, and each Deployment of the manifest. Healthy when the newest record is this release's, is
+   `deployed`, and every Deployment has the manifest's images and all its replicas available. Pods fail it early as on
+   `kubernetes`.
+4. Rollback: `helm rollback NAME N`; a release that did not exist before is uninstalled. Observed in the same way.
+""",
+    permissions="""
+What the chart makes, and in the namespace of the release:
+
+```yaml
+- {apiGroups: [""], resources: [secrets], verbs: [get, list, create, update, delete]}
+- {apiGroups: [apps], resources: [deployments], verbs: [get, list, watch, create, update, patch, delete]}
+- {apiGroups: [apps], resources: [replicasets], verbs: [list]}
+- {apiGroups: [""], resources: [pods], verbs: [list]}
+```
+""",
+    not_undone="what hooks did (migrations); custom resource definitions; volumes that outlive an uninstall. Helm's "
+    "history has a line for each try and for the way back.",
+    example="""
+shop:
+  platform: helm
+  conn_id: k8s_prod
+  namespace: shop
+  release: shop
+  chart: oci://registry.example.com/charts/shop
+  chart_version: 2.4.0
+  values: {image: {repository: registry.example.com/shop, tag: "${version}"}}
+""",
+    extra="kubernetes",
+)
+
+
+class Helm(HelmProgram[HelmConfig]):
+    """Releases by `helm upgrade --install`, and goes back by `helm rollback`.
+
+    A revision is Helm's own number. What is verified are the Deployments of the chart; of one that has none, only
+    Helm's word is known, and that is said.
+    """
+
+    kind: ClassVar[str] = "helm"
+    config_type: ClassVar[type[TargetConfig]] = HelmConfig
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        snapshot="number of the deployed Helm revision, image",
+        early_failure="a failed Helm revision, and of its Deployments what `kubernetes` sees",
+        restores="chart, values and manifest of the revision before; a first-ever release is uninstalled",
+        tested_against="the real helm 4 on a real kube-apiserver, with a stand-in kubelet",
+    )
+    manual: ClassVar[Manual | None] = _MANUAL
+
+    def snapshot(self, previous: Release | None = None) -> Snapshot:
+        return self._run(self._snapshot(previous))
+
+    def deploy(self, release: Release, snapshot: Snapshot) -> Handle:
+        """See `Platform.deploy`; waits for the chart's hooks. A chart may have changed behind its name, so only this
+        release's own revision counts as already live."""
+        records = self._run(self._records())
+        newest = records[-1] if records else None
+        if newest and newest.of(release) and newest.status == "deployed":
+            return Handle(action="deploy", revision=str(newest.number))
+        if not release.force:
+            self._refuse_drift(records, release, snapshot)
+        if newest and newest.status.startswith("pending"):
+            if not newest.of(release):
+                raise self._busy(newest)
+            self._recover(records)
+        self._upgrade(release)
+        return Handle(action="deploy", revision=str(self._run(self._records())[-1].number))
+
+    def observe(self, handle: Handle) -> Observation:
+        return self._run(self._look(handle))
+
+    async def aobserve(self, handle: Handle) -> Observation:
+        return await self._arun(self._look(handle))
+
+    def rollback(self, release: Release, snapshot: Snapshot, handle: Handle | None) -> Handle:
+        records = self._run(self._records())
+        self._refuse_drift(records, release, snapshot)
+        newest = records[-1] if records else None
+        if not snapshot.exists:
+            return self._remove(newest, release)
+        if newest is None:  # refused as drift above; tells the type checker
+            raise self._drift("is not installed any more")
+        back = Handle(action="rollback", revision=str(newest.number), changed=False)
+        if newest.number == snapshot.data["found"]:
+            return back
+        if newest.status == "deployed" and newest.description == f"Rollback to {snapshot.revision}":
+            if self._run(self._look(back)).state is not State.FAILED:
+                return back
+            self._run(self._restart(newest))  # a way back that itself failed is started anew
+            return back.model_copy(update={"changed": True})
+        self._helm("rollback", self.config.release, str(snapshot.revision), patience=self.config.hook_timeout)
+        return back.model_copy(update={"changed": True, "revision": str(self._run(self._records())[-1].number)})
+
+    # --- reading: steps, without I/O ----------------------------------------------------------------------------------
+
+    def _records(self) -> Steps[list[Record]]:
+        """Helm's records, the oldest first; none when it is not installed."""
+        selector = f"owner=helm,name={self.config.release}"
+        listed = yield "list_namespaced_secret", {"label_selector": selector}
+        records = sorted((Record.read(secret) for secret in listed["items"]), key=lambda r: r.number)
+        return [] if records and records[-1].status == "uninstalled" else records
+
+    def _snapshot(self, previous: Release | None) -> Steps[Snapshot]:
+        records = yield from self._records()
+        if records and records[-1].status.startswith(("pending", "uninstalling")):
+            raise self._busy(records[-1])
+        good = [record for record in records if record.status == "deployed"]
+        if not good:
+            return Snapshot(exists=False, data={"found": records[-1].number if records else 0})
+        seen = yield from self._seen(good[-1])
+        if seen.state is State.PROGRESSING:
+            raise self.error(f"Helm: {self._place} is still being rolled out: {seen.reason}; waiting", retryable=True)
+        image = None
+        for deployment in good[-1].deployments():
+            template = deployment["spec"]["template"]
+            names = chosen(template, (), previous.image if previous else "")
+            image = image or images_of(template)[names[0] if names else template["spec"]["containers"][0]["name"]]
+        number = records[-1].number
+        return Snapshot(exists=True, revision=str(good[-1].number), image=image, data={"found": number})
+
+    def _look(self, handle: Handle) -> Steps[Observation]:
+        if handle.data.get("left"):
+            return Observation(state=State.HEALTHY, reason=str(handle.data["left"]), verified=False)
+        records = yield from self._records()
+        newest = records[-1] if records else None
+        if handle.data.get("removed"):
+            return (yield from self._seen_removed(newest, handle))
+        if newest is None or str(newest.number) != handle.revision:
+            words = f"revision {newest.number} is live: {newest.description}" if newest else "it is not installed"
+            return Observation(state=State.SUPERSEDED, reason=words, revision=str(newest.number) if newest else None)
+        return (yield from self._seen(newest))
+
+    def _seen(self, record: Record) -> Steps[Observation]:
+        words, revision = f"Helm says {record.status}: {record.description}", str(record.number)
+        if record.status != "deployed":
+            state = State.PROGRESSING if record.status.startswith("pending") else State.FAILED
+            return Observation(state=state, reason=words, revision=revision)
+        looks = []
+        for document in record.deployments():
+            looks.append((yield from self._seen_deployment(document, revision)))
+        if not looks:
+            words += "; the chart has no Deployment to look at"
+            return Observation(state=State.HEALTHY, reason=words, revision=revision, verified=False)
+        worst = min(looks, key=lambda look: _WORST.index(look.state))
+        verified = all(look.verified for look in looks)
+        progress = min((look.progress for look in looks if look.progress is not None), default=None)
+        return worst.model_copy(update={"verified": verified, "progress": progress})
+
+    def _seen_deployment(self, document: Json, revision: str) -> Steps[Observation]:
+        name = document["metadata"]["name"]
+        live = yield from self._deployment(document["metadata"])
+        if live is None:
+            words = f"Deployment {name} does not exist any more"
+            return Observation(state=State.SUPERSEDED, reason=words, revision=revision)
+        images = images_of(live["spec"]["template"])
+        for container in containers_of(document["spec"]["template"]):
+            if images.get(container["name"]) != container["image"]:
+                words = f"somebody edited Deployment {name}: it has {', '.join(images.values())}"
+                return Observation(state=State.SUPERSEDED, reason=words, revision=revision)
+        seen = judge_rollout(live, revision, Trouble())
+        if seen.state in (State.PROGRESSING, State.FAILED):
+            seen = judge_rollout(live, revision, (yield from self._trouble(live, self.config.restarts)))
+        return seen.model_copy(update={"reason": f"{name}: {seen.reason}"})
+
+    def _seen_removed(self, newest: Record | None, handle: Handle) -> Steps[Observation]:
+        left = newest is not None
+        for meta in handle.data.get("deployments") or []:  # type: ignore[union-attr]
+            left = left or (yield from self._deployment(meta)) is not None
+        words = "what the release installed is " + ("being removed" if left else "gone")
+        return Observation(state=State.PROGRESSING if left else State.HEALTHY, reason=words)
+
+    def _deployment(self, meta: Any) -> Steps[Json | None]:
+        place = {"name": meta["name"], "namespace": meta.get("namespace") or self.config.namespace}
+        live: Json | None = yield "read_namespaced_deployment", place
+        return live
+
+    def _restart(self, record: Record) -> Steps[None]:
+        """As ``kubectl rollout restart``: new pods of the same manifest, which Helm does not touch."""
+        now = {"metadata": {"annotations": {RESTART: datetime.now(UTC).isoformat()}}}
+        for document in record.deployments():
+            meta = document["metadata"]
+            place = {"name": meta["name"], "namespace": meta.get("namespace") or self.config.namespace}
+            how = {"_content_type": "application/strategic-merge-patch+json"}
+            yield "patch_namespaced_deployment", {**place, "body": {"spec": {"template": now}}, **how}
+
+    # --- writing: helm ------------------------------------------------------------------------------------------------
+
+    def _upgrade(self, release: Release) -> None:
+        """https://helm.sh/docs/helm/helm_upgrade/"""
+        config = self.config
+        arguments = ["upgrade", config.release, located(config.chart, release), "--install"]
+        arguments += [
+            "--labels",
+            f"{LABEL}={release.release_id}",
+            "--description",
+            f"{said(release)}{release.version}",
+        ]
+        arguments.append("--reset-then-reuse-values" if config.reuse_values else "--reset-values")
+        if config.chart_version:
+            arguments += ["--version", located(config.chart_version, release)]
+        if release.force:
+            arguments += ["--server-side=true", "--force-conflicts"]
+        self._helm(*arguments, patience=config.hook_timeout, values=_filled(config.values, release))
+
+    def _recover(self, records: Sequence[Record]) -> None:
+        """Out of the pending record that a crashed helm of ours left, and in which Helm refuses to go on."""
+        good = [record for record in records if record.status in ("deployed", "superseded")]
+        if good:
+            self._helm("rollback", self.config.release, str(good[-1].number), patience=self.config.hook_timeout)
+        else:
+            self._helm("uninstall", self.config.release, patience=self.config.hook_timeout)
+
+    def _remove(self, newest: Record | None, release: Release) -> Handle:
+        """The way back from a first-ever release; pods go first, so that gone means gone."""
+        deployments = [d["metadata"] for d in newest.deployments()] if newest else []
+        places = [{key: m[key] for key in ("name", "namespace") if key in m} for m in deployments]
+        data: Json = {"removed": True, "deployments": places}
+        back = Handle(action="rollback", changed=False, data=data)
+        if newest is None or newest.status == "uninstalling":
+            return back
+        if not newest.of(release):
+            return back.model_copy(update={"data": {"left": "nothing was written; it had failed before the release"}})
+        if self.config.first_deploy == "leave":
+            return back.model_copy(update={"data": {"left": _LEFT}})
+        self._helm("uninstall", self.config.release, "--cascade", "foreground", patience=self.config.hook_timeout)
+        return back.model_copy(update={"changed": True})
+
+    # --- whose is it --------------------------------------------------------------------------------------------------
+
+    @property
+    def _place(self) -> str:
+        return f"release {self.config.namespace}/{self.config.release}"
+
+    def _refuse_drift(self, records: Sequence[Record], release: Release, snapshot: Snapshot) -> None:
+        if snapshot.exists and not records:
+            raise self._drift("is not installed any more")
+        since = [record for record in records if record.number > int(str(snapshot.data["found"]))]
+        mine = any(record.of(release) for record in since)
+        others = [record for record in since if not (record.of(release) or (mine and record.goes_back))]
+        if others:
+            raise self._drift(f"has revision {others[-1].number} now ({others[-1].description})")
+
+    def _drift(self, words: str) -> Drift:
+        words = (
+            f"Helm: {self._place} {words}: somebody else changed it; nothing was written. Check it, then release again"
+        )
+        return Drift(words, target=self.name)
+
+    def _busy(self, record: Record) -> Exception:
+        return self.error(
+            f"Helm: {self._place} is {record.status} (revision {record.number}): another helm is at work, or one has "
+            f"died there; then `helm rollback {self.config.release}` first",
+            retryable=True,
+        )
+
+
+def _filled(value: JsonValue, release: Release) -> JsonValue:
+    if isinstance(value, dict):
+        return {key: _filled(part, release) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_filled(part, release) for part in value]
+    return located(value, release) if isinstance(value, str) else value
+
+
+class HelmDeployOperator(DeployOperator):
+    """Releases one image by one Helm release and waits until it serves; see `HelmConfig` for the arguments."""
+
+    kind = "helm"
+
+    def __init__(
+        self,
+        *,
+        conn_id: str,
+        release: str,
+        chart: str,
+        chart_version: str | None = None,
+        values: dict[str, Any] | None = None,
+        reuse_values: bool = True,
+        namespace: str = "default",
+        cluster: dict[str, str] | None = None,
+        restarts: int = 2,
+        hook_timeout: float = 300.0,
+        **kwargs: Any,
+    ) -> None:
+        config = {
+            "conn_id": conn_id,
+            "release": release,
+            "chart": chart,
+            "chart_version": chart_version,
+            "values": values or {},
+            "reuse_values": reuse_values,
+            "namespace": namespace,
+            "cluster": cluster,
+            "restarts": restarts,
+            "hook_timeout": hook_timeout,
+        }
+        super().__init__(config=config, **kwargs)
