@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from typing import Any
+
+import pytest
+
+from airflow_multideploy.core.contract import Release, State
+from airflow_multideploy.core.errors import Drift, PlatformError
+from airflow_multideploy.sandbox.world import CallFault, RolloutFault, World
+from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, PlatformContract
+from tests.stand_ins.ssh import SSHD, SshStandIn, keys
+
+pytestmark = pytest.mark.skipif(SSHD is None, reason="sshd is not installed (apt-get install openssh-server)")
+
+
+class Base(PlatformContract):
+    rollout_seconds = 0.05
+    waiting = 20
+    """Each look is an SSH handshake, which costs both sides their cryptography."""
+
+    def make_stand_in(self, world: World) -> SshStandIn:
+        self.host = SshStandIn(world)
+        return self.host
+
+    def release(self, image: str = NEW, release_id: str = "r0a1b2c3d4", *, force: bool = False) -> Release:
+        release = super().release(image, release_id, force=force)
+        self.host.keep(RESOURCE, release.version)
+        return release.model_copy(update={"digest": self.host.digest(release.version)})
+
+
+class TestSsh(Base):
+    def writing_operation(self) -> str:
+        """The scripts that write."""
+        return r"^(go|receive)$"
+
+    @pytest.mark.parametrize(
+        ("answer", "retryable"), [("500", True), ("429", True), ("reset", True), ("malformed", True)]
+    )
+    def test_errors_are_classified_and_name_the_target(
+        self, stand_in: SshStandIn, world: World, answer: Any, retryable: bool, mode: str
+    ) -> None:
+        """As in the suite, but for the Retry-After: a host that cannot fork names no time."""
+        _, handle, _ = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, "sync")
+        world.call_faults.append(CallFault(stand_in.kind, answer, times=50))
+        with pytest.raises(PlatformError, match="shop/t1") as caught:
+            self.look(self.platform(stand_in), handle, mode)
+        assert caught.value.retryable is retryable
+
+
+del PlatformContract
+
+
+def own(base: type[Any]) -> type[Any]:
+    """The suite's means without its tests."""
+    return type("Own", (base,), {name: None for name in dir(base) if name.startswith("test_")})
+
+
+class TestOwn(own(Base)):  # type: ignore[misc]
+    def test_one_release_restarts_the_unit_once(self, stand_in: SshStandIn, world: World) -> None:
+        world.call_faults.append(CallFault("ssh", "lost", operation="go"))
+        snapshot, handle, release = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, "sync")
+        self.platform(stand_in).deploy(release, snapshot)
+        assert stand_in.units[RESOURCE].restarts == 1
+        self.undo(stand_in, release, snapshot, handle, "async")
+        assert stand_in.units[RESOURCE].restarts == 2
+
+    @pytest.mark.parametrize("answer", ["lost", "reset"])
+    def test_a_package_from_the_worker(self, stand_in: SshStandIn, world: World, answer: Any) -> None:
+        stand_in.copies = True
+        world.call_faults.append(CallFault("ssh", answer, operation="receive"))
+        snapshot, handle, release = self.start(stand_in)
+        assert self.wait(self.platform(stand_in), handle, "sync").state is State.HEALTHY
+        assert stand_in.live(RESOURCE).image == NEW
+        self.undo(stand_in, release, snapshot, None, "sync")
+        assert stand_in.live(RESOURCE).image == OLD
+
+    def test_what_another_release_made_live_is_left_alone(self, stand_in: SshStandIn) -> None:
+        _, handle, _ = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, "sync")
+        _, again, _ = self.start(stand_in, self.release(release_id="r2"))
+        assert (again.changed, again.revision) == (False, "releases/r0a1b2c3d4")
+        assert self.wait(self.platform(stand_in), again, "async").state is State.HEALTHY
+        _, other, _ = self.start(stand_in, self.release(release_id="r3", force=True))
+        assert other.changed is True
+        assert self.wait(self.platform(stand_in), other, "async").state is State.HEALTHY
+        assert stand_in.units[RESOURCE].restarts == 2
+
+    def test_a_package_that_is_not_there_is_told_in_the_hosts_words(self, stand_in: SshStandIn) -> None:
+        release = self.release().model_copy(update={"version": "4.0.4"})
+        snapshot, handle, _ = self.start(stand_in, release)
+        seen = self.wait(self.platform(stand_in), handle, "sync")
+        assert seen.state is State.FAILED
+        assert "4.0.4.tar.gz: curl: (22)" in seen.reason
+        assert "404" in seen.reason
+        assert self.platform(stand_in).rollback(release, snapshot, handle).changed is False
+
+    def test_a_package_with_another_checksum_is_not_unpacked(self, stand_in: SshStandIn) -> None:
+        release = self.release().model_copy(update={"digest": "sha256:" + "0" * 64})
+        _, handle, _ = self.start(stand_in, release)
+        seen = self.wait(self.platform(stand_in), handle, "async")
+        assert seen.state is State.FAILED
+        assert f"not {'0' * 64}" in seen.reason
+        assert stand_in.revisions(RESOURCE) == []
+        assert stand_in.units[RESOURCE].restarts == 0
+
+    def test_a_rollback_stops_steps_that_still_run(self, stand_in: SshStandIn) -> None:
+        stand_in.serve.clear()
+        snapshot, handle, release = self.start(stand_in)
+        assert self.platform(stand_in).observe(handle).reason in ("waiting", "fetching")
+        back = self.platform(stand_in).rollback(release, snapshot, handle)
+        assert back.changed is True
+        stand_in.serve.set()
+        assert self.wait(self.platform(stand_in), back, "sync").state is State.HEALTHY
+        seen = self.wait(self.platform(stand_in), handle, "sync")
+        assert (seen.state, seen.reason) == (State.FAILED, "cancelled: its way back began")
+        assert stand_in.units[RESOURCE].restarts == 0
+
+    def test_who_switches_between_look_and_switch_wins(self, stand_in: SshStandIn) -> None:
+        stand_in.serve.clear()
+        _, handle, _ = self.start(stand_in)
+        stand_in.meddle(RESOURCE, OTHER)
+        stand_in.serve.set()
+        seen = self.wait(self.platform(stand_in), handle, "sync")
+        assert seen.state is State.SUPERSEDED
+        assert stand_in.live(RESOURCE).image == OTHER
+
+    def test_drift_before_the_deploy_is_refused(self, stand_in: SshStandIn) -> None:
+        snapshot = self.platform(stand_in).snapshot()
+        stand_in.meddle(RESOURCE, OTHER)
+        with pytest.raises(Drift, match="current leads to releases/hand-"):
+            self.platform(stand_in).deploy(self.release(), snapshot)
+        assert stand_in.revisions(RESOURCE) == []
+
+    def test_steps_that_a_reboot_ended_count_as_failed(self, stand_in: SshStandIn) -> None:
+        _, handle, _ = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, "sync")
+        (stand_in.root(RESOURCE) / ".multideploy/r0a1b2c3d4/step").write_text("unpacking\n")
+        seen = self.platform(stand_in).observe(handle)
+        assert (seen.state, seen.reason) == (State.FAILED, "the steps on the host were interrupted while unpacking")
+
+    def test_a_unit_that_systemd_keeps_restarting_has_failed(self, stand_in: SshStandIn) -> None:
+        _, handle, _ = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, "sync")
+        stand_in.units[RESOURCE].automatic = 3
+        assert self.platform(stand_in).observe(handle).state is State.FAILED
+        assert self.platform(stand_in, restarts=4).observe(handle).state is State.HEALTHY
+        seen = self.platform(stand_in, restarts=4, settle=999).observe(handle)
+        assert seen.state is State.PROGRESSING
+        assert "of 999 s" in seen.reason
+
+    def test_what_check_says_is_not_what_is_expected(self, stand_in: SshStandIn) -> None:
+        changes: dict[str, Any] = {"check": ["sh", "-c", "echo 1.0.9; exit 3"]}
+        platform = self.platform(stand_in, **changes)
+        handle = platform.deploy(self.release(), platform.snapshot())
+        seen = self.wait(platform, handle, "sync", seconds=1)
+        assert seen.state is State.FAILED
+        assert "check says '1.0.9' (exit code 3), not '1.1.0'" in seen.reason
+
+    def test_words_stay_words(self, stand_in: SshStandIn) -> None:
+        """What a shell could take for its own is refused, or arrives as it was."""
+        odd = "$(touch /tmp/p) 'a\" ; b"
+        platform = self.platform(stand_in, check=["echo", odd])
+        assert platform.snapshot().data["said"] == odd
+        for changes in (
+            {"package": "https://127.0.0.1/$$(reboot)"},
+            {"package": "https://127.0.0.1/a b"},
+            {"package": "s3://releases/shop.tar.gz"},
+            {"package": "http://127.0.0.1/shop.tar.gz", "checksum": None},
+            {"checksum": "abc"},
+        ):
+            with pytest.raises(PlatformError, match=r"shop/t1: (package|checksum): ") as caught:
+                self.platform(stand_in, **changes).deploy(self.release(), platform.snapshot())
+            assert not caught.value.retryable
+
+    def test_a_strange_key_and_a_strange_host_are_refused(
+        self, stand_in: SshStandIn, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, handle, _ = self.start(stand_in)
+        connection = stand_in.connection()
+        for extra, words in (
+            ({"private_key": keys()["stranger"], "private_key_passphrase": None}, "refuses the login"),
+            ({"host_key": " ".join(keys()["other.pub"].split()[:2])}, "key is not the expected one"),
+        ):
+            changed = {**connection, "extra": {**connection["extra"], **extra}}
+            monkeypatch.setenv("AIRFLOW_CONN_CONTRACT", json.dumps(changed))
+            with pytest.raises(PlatformError, match=words) as caught:
+                self.look(self.platform(stand_in), handle, mode)
+            assert not caught.value.retryable
+        monkeypatch.delenv("AIRFLOW_CONN_CONTRACT")
+        with pytest.raises(PlatformError, match="there is no Airflow Connection 'contract'"):
+            self.look(self.platform(stand_in), handle, mode)
+        stand_in.stop()
+        monkeypatch.setenv("AIRFLOW_CONN_CONTRACT", json.dumps(connection))
+        with pytest.raises(PlatformError, match="no answer from the host") as caught:
+            self.look(self.platform(stand_in), handle, mode)
+        assert caught.value.retryable
+
+    def test_a_unit_that_nobody_made_is_named(self, stand_in: SshStandIn) -> None:
+        with pytest.raises(PlatformError, match=r"unit other\.service is not-found"):
+            self.platform(stand_in, unit="other.service").snapshot()
+
+    def test_old_folders_go_and_the_ones_in_use_stay(self, stand_in: SshStandIn) -> None:
+        for number in range(4):
+            release = self.release(f"registry.example.com/shop:1.1.{number}", f"r{number}")
+            platform = self.platform(stand_in, keep=2)
+            handle = platform.deploy(release, platform.snapshot())
+            assert self.wait(platform, handle, "sync").state is State.HEALTHY
+            time.sleep(0.01)
+        self.wait_for_the_end(stand_in, "r3")
+        assert set(stand_in.revisions(RESOURCE)) == {"r2", "r3"}
+
+    def test_a_failed_first_release_is_removed(self, stand_in: SshStandIn, world: World) -> None:
+        stand_in.seed(RESOURCE, None)
+        world.rollout_faults.append(RolloutFault("ssh", "fails"))
+        snapshot, handle, release = self.start(stand_in)
+        assert self.wait(self.platform(stand_in), handle, "sync").state is State.FAILED
+        left = self.platform(stand_in, first_deploy="leave").rollback(release, snapshot, handle)
+        assert "left as it is" in self.platform(stand_in).observe(left).reason
+        self.undo(stand_in, release, snapshot, handle, "sync")
+        assert stand_in.revisions(RESOURCE) == []
+        assert not (stand_in.root(RESOURCE) / "current").is_symlink()
+
+    def wait_for_the_end(self, stand_in: SshStandIn, id_: str) -> None:
+        with (stand_in.root(RESOURCE) / ".multideploy" / id_ / "running").open() as running:
+            fcntl.flock(running, fcntl.LOCK_EX)
