@@ -199,8 +199,15 @@ class Server:
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._sock]}, daemon=True, name=f"sandbox:{self.port}"
+            target=lambda: asyncio.run(self._serve()), daemon=True, name=f"sandbox:{self.port}"
         )
+
+    async def _serve(self) -> None:
+        await self._server.serve(sockets=[self._sock])
+        # Whoever is connected still: a transport that outlives its loop is never closed.
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0.01)
 
     def start(self) -> Server:
         """Serve; returns when the socket accepts."""

@@ -46,13 +46,12 @@ def test_every_invariant_holds_after_whatever_else_comes_to_mind(fake: None, dat
     assert not broken, f"{broken}\n--replay {schedule!r}\n{history(story)}"
 
 
+@pytest.mark.usefixtures("fake")
 def test_a_connection_that_does_not_exist_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with installed():
-        monkeypatch.delenv("AIRFLOW_CONN_FAKE")
-        story = play(Schedule("chain2"))
-        monkeypatch.setenv("AIRFLOW_CONN_FAKE", "{}")
+    monkeypatch.delenv("AIRFLOW_CONN_FAKE")
+    story = play(Schedule("chain2"))
     said = story.airflow.runs[0].value("finalize")
     assert said["status"] == "not_started"
     assert "shop/t1: there is no Airflow Connection 'fake'; create it" in said["reason"]
