@@ -204,9 +204,9 @@ class Server:
 
     async def _serve(self) -> None:
         await self._server.serve(sockets=[self._sock])
-        # Whoever is connected still: a transport that outlives its loop is never closed.
-        for connection in list(self._server.server_state.connections):
-            connection.transport.abort()
+        # Whoever is connected still, or has just been: a transport that outlives its loop is never closed.
+        for transport in list(getattr(asyncio.get_running_loop(), "_transports", {}).values()):
+            transport.abort()
         await asyncio.sleep(0.01)
 
     def start(self) -> Server:

@@ -45,8 +45,10 @@ def test_pauses_grow_and_honour_retry_after(driver: Driver) -> None:
         at = [call.at for call in world.calls_of(kind)[:4]]
         first, second, third = (after - before for before, after in pairwise(at))
         assert first >= 3.0, "Retry-After says 3; without it the first pause is 0.5 to 1 s"
-        assert second >= 1.0
-        assert third >= 2.0
+        # Azure's reads are made again in place first, so that nine of them in a row do not begin anew.
+        least = (0.2, 0.3) if kind == "azure_web_app" else (1.0, 2.0)
+        assert second >= least[0]
+        assert third >= least[1]
 
 
 def test_pauses_are_spread(driver: Driver) -> None:
