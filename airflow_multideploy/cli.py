@@ -260,17 +260,24 @@ def platforms(args: Namespace) -> None:
 
 
 def _write_pages(folder: Path) -> None:
+    """A page for each platform that can be loaded; the others are told, and make the exit code 1."""
     from airflow_multideploy.manual import pages
     from airflow_multideploy.platforms import kinds, platform_type
 
+    found, errors = [], []
+    for kind in kinds():
+        try:
+            found.append(platform_type(kind))
+        except UnknownPlatform as error:
+            errors.append(error)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in pages(map(platform_type, kinds())).items():
+        for name, text in pages(found).items():
             (folder / name).write_text(text)
     except OSError as error:
         _fail(f"{folder}: {error.strerror or error}; name a folder that can be written")
-    except UnknownPlatform as error:
-        _fail(str(error))
+    if errors:
+        _fail("; ".join(map(str, errors)), PROBLEMS)
 
 
 def _platform(kind: str, point: Any) -> dict[str, Any]:

@@ -17,12 +17,16 @@ from airflow_multideploy.core.wait import Watch
 from airflow_multideploy.platforms import adapter
 
 LOOKS_AT_ONCE = 16
-"""How many targets one triggerer looks at in the same moment: each look opens a client of its own, and closes it."""
-_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+"""How many targets of one Connection a triggerer looks at in the same moment: each look opens a client, and closes it.
+
+Of one Connection, so that a platform that does not answer delays nobody else's looks.
+"""
+_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = WeakKeyDictionary()
 
 
-def _gate() -> asyncio.Semaphore:
-    return _gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(LOOKS_AT_ONCE))
+def _gate(conn_id: str) -> asyncio.Semaphore:
+    gates = _gates.setdefault(asyncio.get_running_loop(), {})
+    return gates.setdefault(conn_id, asyncio.Semaphore(LOOKS_AT_ONCE))
 
 
 class RolloutTrigger(BaseTrigger):
@@ -74,7 +78,8 @@ class RolloutTrigger(BaseTrigger):
         while True:
             seen: Observation | PlatformError
             try:
-                async with _gate(), asyncio.timeout(max(platform.config.poll_interval, 60.0)):
+                # The time at the gate counts too: else a deadline would pass unseen behind targets that hang.
+                async with asyncio.timeout(max(platform.config.poll_interval, 60.0)), _gate(platform.config.conn_id):
                     seen = await platform.aobserve(handle)
             except PlatformError as error:
                 seen = error

@@ -225,6 +225,14 @@ def test_a_broken_platform_shows_why_and_harms_no_other(run: Run) -> None:
     assert "AwsEcsConfig" in schema.json["$defs"]
 
 
+@pytest.mark.usefixtures("broken_platform")
+def test_a_platform_that_does_not_load_leaves_the_others_their_pages(run: Run, tmp_path: Path) -> None:
+    done = run("platforms", "--docs", str(tmp_path))
+    assert done.code == 1
+    assert "no_such_module_here" in done.complaint
+    assert (tmp_path / "aws_ecs.md").read_text().startswith("# aws_ecs")
+
+
 @pytest.mark.parametrize(
     ("option", "says"),
     [

@@ -19,12 +19,10 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-import yaml
 
 from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, PlatformError
 from airflow_multideploy.core.wait import SystemClock, Watch, follow, persist
-from airflow_multideploy.manual import undocumented
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
 
@@ -357,13 +355,3 @@ class PlatformContract:
         port = urlsplit(stand_in.url).port
         left = [c for c in own if c.raddr and c.raddr.port == port and c.status == psutil.CONN_ESTABLISHED]
         assert len(left) <= LOOKS_AT_ONCE
-
-    def test_its_page_says_all(self, stand_in: StandIn) -> None:
-        """What ``airflow multideploy platforms --docs`` writes about it has every key of its config, and the manual's
-        example is a target."""
-        platform = type(self.platform(stand_in))
-        assert undocumented(platform) == []
-        if platform.manual is None:
-            return
-        example = yaml.safe_load(platform.manual.example)
-        assert isinstance(adapter(next(iter(example.values())), service="shop", target="t1"), platform)
