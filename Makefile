@@ -16,10 +16,8 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-LONGEST := tests/system/test_release.py tests/simulation tests/faults tests/bad_input tests/system
-
-test: setup  ## all tests that need no root service; the longest first
-	$(BIN)/python -m pytest $(LONGEST) tests -n 3 --dist loadfile --no-loadscope-reorder -m "not long and not conformance"
+test: setup  ## all tests that need no root service
+	$(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder -m "not long and not conformance"
 
 test-conformance: setup  ## the conformance suite of every platform that needs no root service
 	$(BIN)/python -m pytest tests/platforms -n 4 --dist loadfile -m "conformance and not long"

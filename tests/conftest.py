@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +11,19 @@ FIRST = ("aws_ecs", "azure_web_app", "gcp_cloud_run", "http")
 """The platforms whose whole conformance suite is in ``make test``."""
 PLAIN = ("test_deploy_then_rollback_restores", "test_failure_is_seen_early_with_the_platforms_reason")
 """The tests of the suite that are there for all others too."""
+LONGEST = ("system/test_release", "system/test_trouble", "system", "simulation", "faults", "bad_input", "platforms")
+"""Files and folders that take longest, the longest first: side by side, what takes minutes must not begin last."""
 
 
-def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
-    """Mark what ``make test-conformance`` runs: twenty suites take longer than everything else together."""
+def _rank(path: Path) -> int:
+    inside = path.relative_to(Path(__file__).parent).as_posix()
+    return next((n for n, start in enumerate(LONGEST) if inside.startswith(start)), len(LONGEST))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest first, and mark what ``make test-conformance`` runs: twenty suites take longer than everything
+    else together."""
+    items.sort(key=lambda item: _rank(item.path))
     suite = sys.modules.get("airflow_multideploy.testing.contract")
     for item in items:
         function = getattr(item, "function", None)

@@ -64,6 +64,24 @@ def targets(sandbox: Sandbox, resource: str, **changes: Any) -> dict[str, Any]:
     }
 
 
+def everywhere(version: str) -> dict[str, str]:
+    """What `Stage.live` says when all four serve this version."""
+    return dict.fromkeys(KINDS, version)
+
+
+def secrets_found(stage: Stage) -> list[tuple[str, str]]:
+    """Where a platform's secret shows, and whose: in every file of Airflow's home, byte by byte, and in REST pages."""
+    time.sleep(1)
+    found = []
+    for path in stage.airflow.home.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        found += [(path.name, kind) for kind, secret in CANARIES.items() if secret.encode() in content]
+    places = ("/variables", "/assets/events", "/dags/~/dagRuns/~/taskInstances", "/dags", "/connections")
+    pages = {page: json.dumps(stage.airflow.api("GET", page, params={"limit": 100})) for page in places}
+    assert any(IMAGE in text for text in pages.values()), "the pages say nothing at all"
+    return found + [(page, kind) for page, text in pages.items() for kind, s in CANARIES.items() if s in text]
+
+
 def told(sandbox: Sandbox) -> dict[str, Any]:
     """A notifier that writes what happened to a service into a file."""
     arguments = {"path": str(sandbox.folder / "told"), "line": "{{ release.service }} {{ release.event }}"}
