@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
+from airflow_multideploy.timetables import WindowTimetable
+
 
 class MultideployPlugin(AirflowPlugin):
-    """Makes the package visible among the plugins; what it adds to Airflow today is in the provider info."""
+    """Registers the timetable of release windows, which Airflow's scheduler reads DAGs with."""
 
     name = "multideploy"
+    timetables = [WindowTimetable]
