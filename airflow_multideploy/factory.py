@@ -6,36 +6,35 @@ import datetime as dt
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-from airflow.sdk import DAG, BaseOperator, Context, Param, TaskGroup, get_parsing_context
+from airflow.sdk import DAG, BaseOperator, Context, Param, TaskGroup, TriggerRule, get_parsing_context
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
 
 from airflow_multideploy import variables
-from airflow_multideploy.core.catalog import is_schedule, parse_service, split
+from airflow_multideploy.core.catalog import is_schedule, parse_service
+from airflow_multideploy.core.environments import expand
 from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Service, redact
-from airflow_multideploy.core.plan import waves
+from airflow_multideploy.core.locks import locks
+from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Parameter, Service, redact
+from airflow_multideploy.core.plan import DIGEST_PATTERN, waves
+from airflow_multideploy.core.windows import Scheduled
+from airflow_multideploy.files import read_file as read_file  # noqa: PLC0414 - others take it from here
 from airflow_multideploy.operators.build import BuildImageOperator
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.plan import PlanOperator
 from airflow_multideploy.operators.reconcile import ReconcileOperator
-from airflow_multideploy.operators.state import Final
-from airflow_multideploy.operators.tail import finish
+from airflow_multideploy.operators.state import Final, service_asset
+from airflow_multideploy.operators.tail import APPROVE, finish, gates
 from airflow_multideploy.platforms import config_type
 
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 RECONCILE_DAG, CATALOG_DAG = "multideploy_reconcile", "multideploy_catalog"
 """Stands in the list of DAGs when the catalog as a whole cannot be read."""
 PLAN, BUILD = "plan", "build"
-_UNREADABLE = (yaml.YAMLError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError)
-"""What the YAML library raises about a file: the last ones about values such as ``2026-99-99`` or ``!!bool maybe``."""
-_UNFOLDED = 500_000
-"""Values that a catalog file may hold, each alias counted as what it stands for: a few lines can unfold to billions."""
 RETRY_DELAY = dt.timedelta(seconds=5)
 
 
@@ -61,7 +60,7 @@ def _all(catalog: str | Path | None) -> dict[str, DAG]:
         entries, defaults = _entries(catalog)
     except (SpecError, OSError) as error:
         entries, defaults = {CATALOG_DAG: error}, None
-    dags = {name: _dag(name, entry, defaults) for name, entry in entries.items()}
+    dags = {name: _dag(name, entry, defaults, catalog) for name, entry in entries.items()}
     for key in variables.keys(variables.FROZEN):
         # A run in flight keeps its DAG as it was when it began: the scheduler drops the runs of a DAG that vanished.
         name = key.removeprefix(variables.FROZEN)
@@ -91,101 +90,67 @@ def _only(name: str, *, planning: bool, catalog: str | Path | None) -> dict[str,
         return {name: _reconcile_dag(_reconcile_mode(), *_entries(catalog))}
     if not planning and (service := variables.frozen(name)) is not None:
         return {name: _dag(name, service, None)}
-    if catalog is not None:
-        entries, defaults = _entries(catalog)
-        entry = entries.get(name)
-    else:
-        entry, defaults = variables.read_entry(name)
-    return {} if entry is None else {name: _dag(name, entry, defaults)}
+    entry, defaults = _entry(name, catalog)
+    return {} if entry is None else {name: _dag(name, entry, defaults, catalog)}
 
 
 def _entries(catalog: str | Path | None) -> tuple[dict[str, Any], Any]:
+    entries, defaults = variables.read_catalog() if catalog is None else read_file(catalog)
+    return expand(entries, defaults), defaults
+
+
+def _entry(name: str, catalog: str | Path | None) -> tuple[Any, Any]:
     if catalog is None:
-        return variables.read_catalog()
-    return read_file(catalog)
+        return variables.read_entry(name)
+    entries, defaults = read_file(catalog)
+    return expand(entries, defaults, only=name).get(name), defaults
 
 
-def read_file(path: str | Path) -> tuple[dict[str, Any], Any]:
-    """The entries of a catalog file and its ``defaults`` (None where it has none).
+def _targets_of(catalog: str | Path | None, name: str) -> tuple[str, ...]:
+    """The targets of another service of the catalog.
 
-    :raises SpecError: no YAML or JSON mapping, or something unknown beside ``services`` and ``defaults``.
-    :raises OSError: the file cannot be read.
+    :raises SpecError: there is no such service, or it is broken.
     """
-    try:
-        document = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_loader())  # noqa: S506 - a safe one
-    except _UNREADABLE as error:
-        # The mark's own text would show a piece of the file, and with it perhaps a secret.
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        why = f": {place}{problem}" if problem else ""
-        raise SpecError(f"{path}: is no YAML or JSON that can be read{why}; mend it") from None
-    if not isinstance(document, Mapping):
-        raise SpecError(f"{path}: expected a mapping of service name to service, got {type(document).__name__}")
-    try:
-        return split(document)
-    except SpecError as error:
-        raise SpecError([f"{path}: {problem}" for problem in error.problems]) from None
+    entry, defaults = _entry(name, catalog)
+    if entry is None:
+        raise SpecError(f"requires.{name}: the catalog has no such service; name one that it has")
+    return tuple(parse_service(name, entry, defaults=defaults, config_type=config_type).targets)
 
 
-@cache
-def _loader() -> type[yaml.SafeLoader]:
-    """YAML's safe loader, which also refuses a key that is given twice: the first would be lost without a word.
-
-    And aliases of aliases that unfold without end.
-    """
-
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-            node = super().compose_node(parent, index)
-            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
-            pairs = isinstance(node, yaml.MappingNode)
-            inner = (part for item in parts for part in (item if pairs else (item,)))
-            self.sizes[id(node)] = 1 + sum(self.sizes.get(id(part), 0) for part in inner)
-            if node is not None and self.sizes[id(node)] > _UNFOLDED:
-                raise yaml.composer.ComposerError(None, None, "its aliases unfold to too much", node.start_mark)
-            return node
-
-        def __init__(self, stream: Any) -> None:
-            super().__init__(stream)
-            self.sizes: dict[int, int] = {}
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-            for twice in {key for key in keys if keys.count(key) > 1}:
-                raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
-            return super().construct_mapping(node, deep=deep)
-
-    return Loader
-
-
-def _dag(name: str, entry: Any, defaults: Any) -> DAG:
+def _dag(name: str, entry: Any, defaults: Any, catalog: str | Path | None = None) -> DAG:
     try:
         if isinstance(entry, Exception):
             raise entry
-        return service_dag(name, parse_service(name, entry, defaults=defaults, config_type=config_type))
+        service = parse_service(name, entry, defaults=defaults, config_type=config_type)
+        return service_dag(name, service, catalog)
     except (SpecError, OSError) as error:
         return error_dag(name, error)
     except Exception as error:  # noqa: BLE001 - any error in a DAG file makes every DAG in it stale
         return error_dag(name, error)
 
 
-def service_dag(name: str, service: Service) -> DAG:
-    """The release DAG of one service: plan → build → deploys → aggregate_status → rollbacks → finalize."""
-    order = waves(service.targets)
+def service_dag(name: str, service: Service, catalog: str | Path | None = None) -> DAG:
+    """The release DAG of one service: plan → build → deploys → aggregate_status → rollbacks → finalize.
+
+    :param catalog: the file with the services that this one requires; default: the Variables.
+    """
+    order, held = waves(service.targets), locks(service)
     with DAG(
         dag_id=name,
         description=service.description or f"Releases {name} to {len(service.targets)} targets",
-        schedule=service.schedule,
+        schedule=_schedule(service),
         start_date=START,
         catchup=False,
         max_active_runs=1,
         max_active_tasks=max(16, len(service.targets)),
-        tags=["multideploy", *service.tags],
+        tags=["multideploy", *([f"env:{service.environment}"] if service.environment else []), *service.tags],
         doc_md=describe(name, service, order),
     ) as dag:
         # Not as default_args, which Airflow copies for every class of every task.
         common: dict[str, Any] = {"owner": service.owner, "retries": service.retries, "retry_delay": RETRY_DELAY}
-        first: BaseOperator = PlanOperator(task_id=PLAN, name=name, service=service, **common)
+        first: BaseOperator = PlanOperator(
+            task_id=PLAN, name=name, service=service, targets_of=partial(_targets_of, catalog), **common
+        )
         if service.build is not None:
             build = BuildImageOperator(task_id=BUILD, plan_task_id=PLAN, **common)
             first >> build
@@ -194,23 +159,51 @@ def service_dag(name: str, service: Service) -> DAG:
         deploys: dict[str, DeployOperator] = {}
         for wave in order:
             for target in wave:
-                deploys[target] = _deploy(name, service, target, build_task_id=build_id, **common)
+                pool = {"pool": held[target].pool, "weight_rule": "absolute"} if target in held else {}
+                deploys[target] = _deploy(name, service, target, build_task_id=build_id, **pool, **common)
         roots = [d for target, d in deploys.items() if not service.targets[target].depends_on]
-        first >> roots
+        gates(service, first, deploys, service_name=name, plan_task_id=PLAN, build_task_id=build_id, **common) >> roots
         for target, config in service.targets.items():
             for edge in config.depends_on:
                 deploys[edge.target] >> deploys[target]
+        _lanes(service, [deploys[target] for wave in order for target in wave])
         finish(
             [deploys[target] for target in service.targets],
             plan_task_id=PLAN,
             build_task_id=build_id,
+            approve_task_id=APPROVE if service.approval else None,
+            strategy=service.rollback.strategy,
+            manual=service.rollback.model_dump(include={"users", "timeout", "default"}),
             notify=[settings.model_dump(mode="json") for settings in service.notify],
             deferrable=service.deferrable,
+            pools={target: lock.pool for target, lock in held.items()},
             **common,
         )
     # Last: each task would copy the params that its DAG has by then, and Airflow validates and serialises every copy.
     dag.params = ParamsDict(_params(service))
     return dag
+
+
+def _schedule(service: Service) -> Any:
+    """What starts releases beside people: a release elsewhere that is promoted, a window that opens, or a cron."""
+    if service.promote:
+        return service_asset(service.promote.source)
+    if isinstance(service.schedule, Scheduled):
+        from airflow_multideploy.timetables import WindowTimetable
+
+        return WindowTimetable(service.schedule.windows.model_dump(mode="json"))
+    return service.schedule
+
+
+def _lanes(service: Service, deploys: Sequence[DeployOperator]) -> None:
+    """At most ``max_parallel`` at once: each deploy also waits for the end, good or bad, of the one so many before it.
+
+    And so do the rollbacks, which go the same way in reverse.
+    """
+    if service.max_parallel is not None:
+        for before, after in zip(deploys, deploys[service.max_parallel :], strict=False):
+            before >> after
+            after.trigger_rule = TriggerRule.ALL_DONE
 
 
 def reconcile_dag(services: Mapping[str, Service], *, schedule: str, settle: bool) -> DAG:
@@ -272,9 +265,12 @@ def _deploy(name: str, service: Service, target: str, **common: Any) -> DeployOp
 
 def _params(service: Service) -> dict[str, Param]:
     names = list(service.targets)
-    version: dict[str, Any] = {"type": "string", "pattern": VERSION_PATTERN, "title": "Version"}
+    pattern = f"^({DIGEST_PATTERN}|{VERSION_PATTERN[1:-1]})$"
+    version: dict[str, Any] = {"type": "string", "pattern": pattern, "title": "Version"}
     if service.version is not None:
         version["default"] = service.version
+    elif service.promote is not None:  # it comes with the event that starts the run
+        version |= {"default": None, "type": ["null", "string"]}
     return {
         "version": Param(description="image tag to release: letters, digits, _ . and -, at most 128", **version),
         "targets": Param(
@@ -301,7 +297,30 @@ def _params(service: Service) -> dict[str, Param]:
             title="Force",
             description="write even where the version is live, known as bad, or another run is in doubt",
         ),
+        "rollback": Param(
+            default=False,
+            type="boolean",
+            title="Roll back",
+            description="release an earlier version again, exactly as it was: `previous`, a version or a digest",
+        ),
+        "override": Param(
+            default=None,
+            type=["null", "string"],
+            maxLength=500,
+            title="Override windows and freezes",
+            description="the reason for which they do not count this time; kept with the release",
+        ),
+        **{name: _param(name, parameter) for name, parameter in service.params.items()},
     }
+
+
+def _param(name: str, parameter: Parameter) -> Param:
+    schema: dict[str, Any] = {"type": parameter.type, "title": name, "description": parameter.description}
+    if parameter.enum is not None:
+        schema["enum"] = list(parameter.enum)
+    if parameter.default is not None:
+        schema["default"] = parameter.default
+    return Param(**schema)
 
 
 def describe(name: str, service: Service, order: Sequence[Sequence[str]]) -> str:
@@ -320,7 +339,8 @@ def describe(name: str, service: Service, order: Sequence[Sequence[str]]) -> str
     for number, wave in enumerate(order, start=1):
         for target in wave:
             config = service.targets[target]
-            after = ", ".join(e.target if e.when == "succeeded" else f"{e.target} {e.when}" for e in config.depends_on)
+            edges = [e.target if e.when == "succeeded" else f"{e.target} {e.when}" for e in config.depends_on]
+            after = ", ".join([*edges, *([f"when `{config.when}`"] if config.when else [])])
             critical = "" if config.critical is None else str(config.critical).lower()
             lines.append(f"| {number} | {target} | {config.platform} | {after} | {critical} | {config.timeout:g} s |")
     return "\n".join(lines)

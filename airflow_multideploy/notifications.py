@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from pkgutil import resolve_name
+from threading import Thread
 from typing import Any
 
 from airflow.sdk import Context
 from airflow.sdk.bases.notifier import BaseNotifier
 
-from airflow_multideploy.core.models import Event, Notify
+from airflow_multideploy.core.models import SEVERITIES, Event, Notify, Severity
 
+PATIENCE = 10.0
+"""Seconds that the notifiers of one event have, all together."""
 _log = logging.getLogger(__name__)
 
 
@@ -23,12 +27,20 @@ class ReleaseNotifier(BaseNotifier):
         ``airflow.providers.slack.notifications.slack_webhook.SlackWebhookNotifier``.
     :param arguments: what it is made with; its template fields may say ``{{ release.message }}``.
     :param events: which ones it is told; default: all that somebody should look at.
+    :param severity: of those, the ones that are at least so severe.
     """
 
-    def __init__(self, *, notifier: str, arguments: Mapping[str, Any], events: Iterable[Event] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        notifier: str,
+        arguments: Mapping[str, Any],
+        events: Iterable[Event] | None = None,
+        severity: Severity = "info",
+    ) -> None:
         super().__init__()
-        chosen = Notify(notifier=notifier, arguments=dict(arguments))
-        self.settings = chosen if events is None else Notify(**{**chosen.model_dump(), "events": tuple(events)})
+        chosen: dict[str, Any] = {"notifier": notifier, "arguments": dict(arguments), "severity": severity}
+        self.settings = Notify(**chosen if events is None else {**chosen, "events": tuple(events)})
 
     def notify(self, context: Context) -> None:
         """Tell the other notifier, if this event is one of those it is told.
@@ -37,7 +49,7 @@ class ReleaseNotifier(BaseNotifier):
         :raises Exception: whatever the other one raises.
         """
         release = context.get("release")
-        if not isinstance(release, Mapping) or release["event"] not in self.settings.events:
+        if not isinstance(release, Mapping) or not self.settings.wants(release["event"]):
             return
         if (why := unfit(self.settings.notifier)) is not None:  # whatever else it is, it is not called
             raise TypeError(f"notify: {self.settings.notifier} {why}")
@@ -58,14 +70,27 @@ def unfit(path: str) -> str | None:
 
 
 def notify(notifiers: Iterable[Mapping[str, Any]], context: Context, event: Event, **release: Any) -> None:
-    """Tell every notifier of a service; none of them can change how the release ends.
+    """Tell every notifier of a service, side by side; none of them can change how the release ends, nor hold it up.
 
     :param notifiers: a service's ``notify``, as JSON.
-    :param release: what templates see beside ``event``.
+    :param release: what templates see beside ``event`` and ``severity``.
     """
-    told: Any = {**context, "release": {**release, "event": event}}
-    for settings in notifiers:
-        try:
-            ReleaseNotifier(**settings)(told)
-        except (Exception, SystemExit):  # noqa: BLE001 - whatever a notifier raises, the release has ended as it has ended
-            _log.exception("%s was not told of %s", settings["notifier"], event)
+    told: Any = {**context, "release": {**release, "event": event, "severity": SEVERITIES[event]}}
+    # As daemons, so that one that hangs does not keep the task's process from ending.
+    threads = {
+        Thread(target=_tell, args=(settings, told, event), daemon=True): settings["notifier"] for settings in notifiers
+    }
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + PATIENCE
+    for thread, name in threads.items():
+        thread.join(max(until - time.monotonic(), 0.0))
+        if thread.is_alive():
+            _log.error("%s was not told of %s: no answer within %g s; not waited for", name, event, PATIENCE)
+
+
+def _tell(settings: Mapping[str, Any], told: Any, event: Event) -> None:
+    try:
+        ReleaseNotifier(**settings)(told)
+    except (Exception, SystemExit):  # noqa: BLE001 - whatever a notifier raises, the release has ended as it has ended
+        _log.exception("%s was not told of %s", settings["notifier"], event)

@@ -10,9 +10,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
 
-from airflow_multideploy.core.contract import Handle, Observation
+from airflow_multideploy.core.contract import Document, Handle, Observation, State
 from airflow_multideploy.core.errors import PlatformError
+from airflow_multideploy.core.status import FailFast
 from airflow_multideploy.core.wait import Watch
 from airflow_multideploy.platforms import adapter
 
@@ -29,6 +31,28 @@ def _gate(conn_id: str) -> asyncio.Semaphore:
     return gates.setdefault(conn_id, asyncio.Semaphore(LOOKS_AT_ONCE))
 
 
+class Siblings(Document):
+    """The other rollouts of a run, for a service that wants to fail fast.
+
+    :param tasks: id of the deploy task by target.
+    """
+
+    dag_id: str
+    run_id: str
+    tasks: dict[str, str]
+    rule: FailFast
+
+    def why(self) -> str:
+        """Why this rollout is to stop now, or an empty text; asks Airflow for the states of the other tasks."""
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        found = RuntimeTaskInstance.get_task_states(
+            dag_id=self.dag_id, task_ids=list(self.tasks.values()), run_ids=[self.run_id]
+        )
+        states = found.get(self.run_id, {})
+        return self.rule.why(t for t, task_id in self.tasks.items() if str(states.get(task_id)) == "failed")
+
+
 class RolloutTrigger(BaseTrigger):
     """Fires once, with the final `Observation` of a rollout as JSON.
 
@@ -36,6 +60,7 @@ class RolloutTrigger(BaseTrigger):
     :param handle: what ``deploy`` or ``rollback`` returned, as JSON.
     :param deadline: epoch seconds; absolute, so that a triggerer's restart does not extend it.
     :param earliest: epoch seconds; healthy counts only from then on.
+    :param siblings: whose failure ends the waiting, as JSON; None: nobody's.
     """
 
     def __init__(
@@ -47,9 +72,10 @@ class RolloutTrigger(BaseTrigger):
         handle: dict[str, Any],
         deadline: float,
         earliest: float = 0.0,
+        siblings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.earliest = earliest
+        self.earliest, self.siblings = earliest, siblings
         self.service, self.target, self.config, self.handle, self.deadline = service, target, config, handle, deadline
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -63,6 +89,7 @@ class RolloutTrigger(BaseTrigger):
                 "handle": self.handle,
                 "deadline": self.deadline,
                 "earliest": self.earliest,
+                "siblings": self.siblings,
             },
         )
 
@@ -72,11 +99,15 @@ class RolloutTrigger(BaseTrigger):
         platform = await asyncio.to_thread(adapter, self.config, service=self.service, target=self.target)
         handle = Handle.model_validate(self.handle)
         watch = Watch(deadline=self.deadline, interval=platform.config.poll_interval, earliest=self.earliest)
+        siblings = Siblings.model_validate(self.siblings) if self.siblings else None
         reported = ""
         # The rollout has only just begun; after a restart of the triggerer all begin at once, so the looks are spread.
         await asyncio.sleep(min(platform.config.poll_interval, random.uniform(0.7, 1.3)))  # noqa: S311 - jitter
         while True:
             seen: Observation | PlatformError
+            if siblings is not None and (why := await sync_to_async(siblings.why)()):
+                yield TriggerEvent(Observation(state=State.FAILED, reason=why).dump())  # type: ignore[no-untyped-call]
+                return
             try:
                 # The time at the gate counts too: else a deadline would pass unseen behind targets that hang.
                 async with asyncio.timeout(max(platform.config.poll_interval, 60.0)), _gate(platform.config.conn_id):

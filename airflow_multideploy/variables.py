@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from airflow_multideploy.core.catalog import split
+from airflow_multideploy.core.environments import bases, expand
 from airflow_multideploy.core.errors import SpecError
 
 INDEX = "multideploy_services"
@@ -87,9 +88,11 @@ def read_catalog() -> tuple[dict[str, Any], Any]:
 
 
 def read_entry(name: str) -> tuple[Any, Any]:
-    """One service's entry (None when there is none) and the defaults."""
+    """One service's entry (None when there is none), by itself or as an environment of another, and the defaults."""
     index, defaults = _index()
-    return _resolve(name, index.get(name), _document), defaults
+    names = (name, *(base for base, _ in bases(name)))
+    entries = {each: _resolve(each, index[each], _document) for each in names if each in index}
+    return expand(entries, defaults, only=name).get(name), defaults
 
 
 _MEND = f"set it, or mend {INDEX}"

@@ -51,3 +51,36 @@ def test_wrong_options_break_the_reconciler_alone(
     assert shown is not None
     assert shown.startswith("BROKEN: [multideploy] ")
     assert said in shown
+
+
+def wide(**more: object) -> dict[str, object]:
+    """A service of five targets, of which the last waits for the first."""
+    targets: dict[str, dict[str, object]] = {f"t{n}": {"platform": "http", "conn_id": "dc1"} for n in range(5)}
+    targets["t4"]["depends_on"] = ["t0"]
+    return {**SHOP, "targets": targets, **more}
+
+
+def test_no_more_rollouts_at_once_than_the_service_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"shop": wide(max_parallel=2)}))
+    dag = service_dags()["shop"]
+    waits = {name: dag.get_task(f"t{name}.deploy").upstream_task_ids - {"plan"} for name in range(5)}
+    assert waits == {0: set(), 1: set(), 2: {"t0.deploy"}, 3: {"t1.deploy"}, 4: {"t0.deploy", "t2.deploy"}}
+    assert all(dag.get_task(f"t{name}.deploy").trigger_rule == "all_done" for name in (2, 3, 4))
+
+
+def test_a_services_own_params_are_in_the_trigger_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"region": {"default": "eu", "enum": ["eu", "us"]}, "count": {"type": "integer"}}
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"shop": wide(params=asked)}))
+    params = service_dags()["shop"].params
+    assert params.get_param("region").schema["enum"] == ["eu", "us"]
+    assert params["region"] == "eu"
+    assert params.get_param("count").schema["type"] == "integer"
+
+
+def test_a_release_whenever_a_window_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = {"zone": "Europe/Berlin", "open": [{"days": ["tue"], "from": "22:00", "to": "02:00"}]}
+    monkeypatch.setenv(
+        "AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"shop": wide(schedule={"windows": windows}, version="1.0")})
+    )
+    dag = service_dags()["shop"]
+    assert dag.timetable.summary == "tue 22:00 Europe/Berlin", dag.doc_md

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import pytest
 from airflow.sdk.bases.notifier import BaseNotifier
 from pydantic import ValidationError
 
+from airflow_multideploy import notifications
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.notifications import ReleaseNotifier, notify
 from tests.core.conftest import config_type
@@ -27,6 +29,8 @@ class Teller(BaseNotifier):
         self.text = text
 
     def notify(self, context: Any) -> None:
+        if self.text == "hangs":
+            time.sleep(30)
         if self.text == "broken":
             raise OSError("no network")
         self.said.append(self.text)
@@ -49,6 +53,24 @@ def test_the_templates_of_the_other_notifier_see_the_release() -> None:
 def test_a_success_is_told_to_those_who_ask_for_it() -> None:
     notify([settings("quiet"), settings("all", events=["succeeded"])], {}, "succeeded", **RELEASE)
     assert Teller.said == ["all"]
+
+
+@pytest.mark.parametrize(("severity", "told"), [("info", 4), ("warning", 3), ("error", 2), ("critical", 1)])
+def test_only_what_is_severe_enough_is_told(severity: str, told: int) -> None:
+    for event in ("reconciled", "degraded", "rolled_back", "rollback_failed"):
+        notify([settings("{{ release.severity }}", severity=severity)], {}, event, **RELEASE)
+    assert Teller.said == ["info", "warning", "error", "critical"][-told:]
+
+
+def test_one_that_hangs_holds_up_neither_the_release_nor_the_others(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "PATIENCE", 0.5)
+    began = time.monotonic()
+    notify([settings("hangs"), settings("told")], {}, "failed", **RELEASE)
+    assert time.monotonic() - began < 5
+    assert Teller.said == ["told"]
+    assert "was not told of failed: no answer within 0.5 s" in caplog.text
 
 
 def test_one_that_fails_keeps_nobody_else_from_being_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,10 @@ from typing import Any
 from croniter import croniter
 from pydantic import BaseModel, ValidationError
 
+from airflow_multideploy.core.conditions import flaw
+from airflow_multideploy.core.environments import KEY as ENVIRONMENTS
+from airflow_multideploy.core.environments import Environment, approved, expand
+from airflow_multideploy.core.environments import merge as merge  # noqa: PLC0414 - others take it from here
 from airflow_multideploy.core.errors import SpecError, UnknownPlatform
 from airflow_multideploy.core.models import (
     NAME_PATTERN,
@@ -22,7 +26,8 @@ from airflow_multideploy.core.models import (
     TargetConfig,
     secret_paths,
 )
-from airflow_multideploy.core.plan import waves
+from airflow_multideploy.core.plan import CONF_KEYS, unfit, waves
+from airflow_multideploy.core.windows import Scheduled
 
 ConfigType = Callable[[str], type[TargetConfig]]
 """Gives the typed config of a platform kind, or raises `UnknownPlatform`."""
@@ -65,15 +70,6 @@ def is_schedule(text: str) -> bool:
     return text in _PRESETS or bool(croniter.is_valid(text))
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A new document: ``over`` laid over ``base``, mappings merged, everything else replaced."""
-    result = dict(base)
-    for key, value in over.items():
-        under = result.get(key)
-        result[key] = merge(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
 def split(document: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:
     """The entries of a catalog file, and its defaults (None where it has none).
 
@@ -104,7 +100,7 @@ def parse_catalog(document: object, *, defaults: object = None, config_type: Con
     if not isinstance(document, Mapping):
         raise SpecError(f"the catalog: expected a mapping of service name to service, got {_kind(document)}")
     catalog = Catalog()
-    for name, entry in document.items():
+    for name, entry in expand(document, defaults).items():
         try:
             catalog.services[str(name)] = parse_service(name, entry, defaults=defaults, config_type=config_type)
         except SpecError as error:
@@ -115,9 +111,18 @@ def parse_catalog(document: object, *, defaults: object = None, config_type: Con
 def parse_service(name: object, entry: object, *, defaults: object = None, config_type: ConfigType) -> Service:
     """One service.
 
+    :param entry: a mapping, or what `expand` made of it: also an error, which is raised.
     :raises SpecError: with every problem found, each naming its path; never with a secret's value.
     """
     shown = str(name)
+    if isinstance(entry, SpecError):
+        raise entry
+    if isinstance(entry, Environment):
+        try:
+            wrong = None if isinstance(defaults, Mapping) else defaults
+            return parse_service(name, entry.document, defaults=wrong, config_type=config_type)
+        except SpecError as error:
+            raise SpecError([entry.placed(problem) for problem in error.problems], service=shown) from None
     if not isinstance(name, str) or not _matches(NAME_PATTERN, name):
         raise SpecError(f"name: {_misnamed(name)}; rename the service", service=shown)
     if name in RESERVED_SERVICES:
@@ -127,7 +132,7 @@ def parse_service(name: object, entry: object, *, defaults: object = None, confi
     if not isinstance(entry, Mapping):
         raise SpecError(f"(whole): expected a mapping, got {_kind(entry)}; write the service's settings", service=shown)
     try:
-        merged = merge(defaults or {}, entry)
+        merged = approved(merge(defaults or {}, entry))
         problems = [
             f"{_shown(path)}: looks like a secret (not shown); keep it in an Airflow Connection and name its conn_id"
             for path in secret_paths(merged)
@@ -144,7 +149,7 @@ def parse_service(name: object, entry: object, *, defaults: object = None, confi
     problems += target_problems
     problems += _graph(targets, broken=set(named) - targets.keys() if isinstance(named, Mapping) else set())
     if service is not None:
-        problems += _cross(service, whole=not target_problems)
+        problems += _cross(service, whole=not target_problems) + _neighbours(name, service)
     if problems or service is None:
         raise SpecError(problems, service=shown)
     return service
@@ -207,12 +212,54 @@ def _cross(service: Service, *, whole: bool) -> list[str]:
     if whole and policy == "critical" and all(target.critical is False for target in service.targets.values()):
         problems.append("success.policy: critical, but every target is marked 'critical: false'; mark one true")
     if service.schedule is not None:
-        if not is_schedule(service.schedule):
+        if isinstance(service.schedule, str) and not is_schedule(service.schedule):
             problems.append("schedule: is no cron expression; five fields, such as '0 10 * * 2-4'")
+        own = service.windows is not None and isinstance(service.schedule, Scheduled) and service.schedule.windows
+        if own and own.when_closed != "wait":
+            problems.append("schedule.windows.when_closed: says nothing beside 'windows'; set it there")
         if service.version is None:
             problems.append("version: missing; a scheduled release has nobody to ask which version: add it")
     if service.build is not None and service.artifact.registry_conn_id is None:
         problems.append("artifact.registry_conn_id: missing; a build pushes to a registry: name its Connection")
+    if service.rollback.strategy != "manual":
+        asked = [key for key in ("users", "timeout", "default") if getattr(service.rollback, key)]
+        problems += [f"rollback.{key}: nobody is asked with this strategy; set strategy: manual" for key in asked]
+    return [*problems, *_params(service)]
+
+
+def _neighbours(name: str, service: Service) -> list[str]:
+    """What is wrong with what a service says about others."""
+    promote, problems = service.promote, []
+    if promote is not None:
+        if promote.source == name or not _matches(NAME_PATTERN, promote.source):
+            problems.append("promote.from: is no other service; name the one whose releases are to be taken")
+        if service.schedule is not None:
+            problems.append(
+                "schedule: a promoted release comes when its source is ready; remove one of schedule and promote"
+            )
+        if service.build is not None:
+            problems.append("build: a promoted release is not built again; remove it")
+    if name in service.requires:
+        problems.append(f"requires.{name}: is the service itself; remove it")
+    return problems
+
+
+def _params(service: Service) -> list[str]:
+    """What is wrong with a service's own params, and with the conditions over them."""
+    problems = []
+    for name, parameter in service.params.items():
+        if name in CONF_KEYS:
+            problems.append(f"params.{name}: every run has one of that name; rename it")
+        if parameter.default is not None and (why := unfit(parameter.default, parameter)) is not None:
+            problems.append(f"params.{name}.default: {why}")
+        if parameter.default is None and (service.schedule is not None or service.promote is not None):
+            problems.append(
+                f"params.{name}.default: missing; a scheduled or promoted release has nobody to ask: add it"
+            )
+    known = {*service.params, "version", "reason", "force"}
+    for name, target in service.targets.items():
+        if target.when is not None and (why := flaw(target.when, known)) is not None:
+            problems.append(f"targets.{name}.when: {why}")
     return problems
 
 
@@ -292,8 +339,9 @@ def json_schema(config_types: Mapping[str, type[TargetConfig]]) -> dict[str, Any
     }
     definitions["Service"] = schema
     definitions |= {f"{_PART}{name}": _part(definition) for name, definition in definitions.items()}
-    part = {"$ref": f"#/$defs/{_PART}Service"}
-    whole = _services({"$ref": "#/$defs/Service"})
+    _add_environments(definitions)
+    part, service = {"$ref": f"#/$defs/{_PART}Service"}, {"$ref": "#/$defs/Service"}
+    whole = _services({"if": {"required": [ENVIRONMENTS]}, "then": part, "else": service})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "airflow-provider-multideploy service catalog",
@@ -306,6 +354,17 @@ def json_schema(config_types: Mapping[str, type[TargetConfig]]) -> dict[str, Any
 
 
 _PART = "PartOf"
+
+
+def _add_environments(definitions: dict[str, Any]) -> None:
+    """To the part of a service that stands above its environments; each of those is another part, or removes one."""
+    part = definitions[f"{_PART}Service"]
+    keys: dict[str, Any] = {key: {"anyOf": [value, {"type": "null"}]} for key, value in part["properties"].items()}
+    targets = part["properties"]["targets"]
+    either = {"anyOf": [targets["additionalProperties"], {"type": "null"}]}
+    keys |= {"targets": {**targets, "additionalProperties": either}, "inherits": {"type": "string"}}
+    definitions["Environment"] = {**part, "title": "Environment", "properties": keys}
+    part["properties"][ENVIRONMENTS] = {**_services({"$ref": "#/$defs/Environment"}), "minProperties": 1}
 
 
 def _services(entry: dict[str, Any]) -> dict[str, Any]:

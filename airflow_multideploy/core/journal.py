@@ -43,13 +43,16 @@ class Entry(Document):
     :param settled: nothing is left to be done; an unsettled entry of another run is "in doubt".
     :param previous: the release that was live before, as far as the journal knew.
     :param deadline: epoch seconds by which the rollout has to be healthy.
+    :param healthy_at: epoch seconds at which it first was, where that is not all that is asked of it.
+    :param checked_at: epoch seconds at which its smoke checks were first good: its bake began.
     :param back: what the way back wrote.
     :param verified: False when "healthy" rests on the platform's acceptance alone.
     :param deployed: how the deploy ended (succeeded, unchanged, failed, unknown), whatever was rolled back later.
     :param rollback_attempt: how often the platform was asked to go back, within the current time budget.
     :param attempt: how often a worker started on it.
     :param rollout: which rollout of its run on this target this is.
-    :param clear: how often a person had cleared tasks of the run when it started.
+    :param clear: how often a person had cleared tasks of the run when it started; a fraction more for each retry that
+        a person asked for in the run itself.
     """
 
     service: str
@@ -66,6 +69,8 @@ class Entry(Document):
     handle: Handle | None = None
     back: Handle | None = None
     deadline: float | None = None
+    healthy_at: float | None = None
+    checked_at: float | None = None
     rollback_deadline: float | None = None
     rollback_attempt: int = 0
     started_at: float | None = None
@@ -77,7 +82,7 @@ class Entry(Document):
     deployed: Phase | None = None
     attempt: int = Field(default=1, ge=1)
     rollout: int = Field(default=1, ge=1)
-    clear: int = 0
+    clear: float = 0
 
     @property
     def unsettled(self) -> bool:
@@ -103,6 +108,10 @@ class Store(Protocol):
         """Keep a JSON value."""
         ...
 
+    def delete(self, key: str) -> None:
+        """Forget a value, if there is one."""
+        ...
+
 
 class _Live(Document):
     release: Release | None = None
@@ -115,7 +124,7 @@ class _Bad(Document):
 class _Closed(Document):
     dag_id: str
     run_id: str
-    clear: int
+    clear: float
 
 
 class Journal:
@@ -170,11 +179,11 @@ class Journal:
         if known.pop(image, None) is not None:
             self._set(self.BAD, known)
 
-    def close(self, dag_id: str, run_id: str, clear: int) -> None:
+    def close(self, dag_id: str, run_id: str, clear: float) -> None:
         """The run's deploys are over: no rollout of it starts or goes on here until a person clears its tasks again."""
         self._set(self.CLOSED, _Closed(dag_id=dag_id, run_id=run_id, clear=clear).dump())
 
-    def closed(self, dag_id: str, run_id: str, clear: int) -> bool:
+    def closed(self, dag_id: str, run_id: str, clear: float) -> bool:
         """Whether a rollout of that run, started when its tasks had been cleared so often, comes too late."""
         document = self._get(self.CLOSED)
         if document is None:

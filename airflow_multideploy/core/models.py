@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, get_args
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     InstanceOf,
     JsonValue,
@@ -17,12 +15,22 @@ from pydantic import (
     field_validator,
 )
 
+from airflow_multideploy.core.checks import Verify
+from airflow_multideploy.core.gate import Gate, Users
+from airflow_multideploy.core.promotion import Promote, Requirement
+from airflow_multideploy.core.strict import Model as Model  # noqa: PLC0414 - others take it from here
+from airflow_multideploy.core.strict import Patience
+from airflow_multideploy.core.strict import Seconds as Seconds  # noqa: PLC0414
+from airflow_multideploy.core.windows import Schedule, Windows
+
 VERSION_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 """What a version may look like: what an image tag may look like (OCI distribution specification), nothing else."""
 
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,39}$"
 RESERVED_SERVICES = frozenset({"multideploy_reconcile", "multideploy_catalog"})
-RESERVED_TARGETS = frozenset({"plan", "build", "aggregate_status", "rollback", "finalize"})
+RESERVED_TARGETS = frozenset(
+    {"plan", "build", "approve", "aggregate_status", "decide", "rollback", "finalize", "journal"}
+)
 
 _SECRET_KEY = re.compile(
     r"(password|passwd|secret|token|api[_-]?key|private[_-]?key|access[_-]?key|authorization)", re.I
@@ -63,20 +71,7 @@ def secret_paths(document: object, path: str = "", key: str = "") -> Iterator[st
         yield path
 
 
-class Model(BaseModel):
-    """Strict: unknown keys and wrong types are errors; frozen."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def _number(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("expected a number of seconds")
-    return value
-
-
 Name = Annotated[str, Field(pattern=NAME_PATTERN, description="lower-case letters, digits, - and _; at most 40")]
-Seconds = Annotated[float, Field(gt=0, le=86_400, strict=False), BeforeValidator(_number)]
 
 
 class Edge(Model):
@@ -84,6 +79,28 @@ class Edge(Model):
 
     target: Name
     when: Literal["succeeded", "failed", "completed", "skipped"] = "succeeded"
+
+
+class Lock(Model):
+    """What only so many rollouts hold at once, of whatever services: the Airflow pool ``multideploy_<name>``.
+
+    :param slots: how many; None: what another target says about the same name, else one.
+    """
+
+    name: Name
+    slots: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def pool(self) -> str:
+        """The name of the pool."""
+        return f"multideploy_{self.name}"
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+_Lock = Annotated[Lock, BeforeValidator(_named, json_schema_input_type=Name | Lock)]
 
 
 def _edges(value: object) -> object:
@@ -97,11 +114,16 @@ class TargetConfig(Model):
 
     :param conn_id: Airflow Connection with the credentials; secrets live nowhere else.
     :param depends_on: targets that come first.
+    :param when: a condition over the run's params, such as ``params.region == "eu"``; the target is skipped where it is
+        false.
     :param critical: counts for the policies ``critical`` and ``at_least``; None: critical unless another one is marked.
     :param timeout: seconds from the first write until the rollout has to be healthy.
     :param rollback_timeout: seconds that the way back may take.
     :param poll_interval: most seconds between looks; early ones come sooner.
     :param first_deploy: when the first-ever deploy fails, ``remove`` what was created or ``leave`` it.
+    :param approval: who is asked before this target's rollout starts; None: nobody.
+    :param lock: what a rollout and a rollback hold while they last; None: the service's.
+    :param verify: smoke checks and a bake time, once the platform calls the rollout healthy.
     """
 
     platform: str
@@ -111,11 +133,15 @@ class TargetConfig(Model):
         BeforeValidator(_edges, json_schema_input_type=list[Name | Edge]),
         Field(strict=False),
     ] = ()
+    when: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     critical: bool | None = None
     timeout: Seconds = 600.0
     rollback_timeout: Seconds = 300.0
     poll_interval: Seconds = 5.0
     first_deploy: Literal["remove", "leave"] = "remove"
+    approval: Gate | None = None
+    lock: _Lock | None = None
+    verify: Verify | None = None
 
 
 class Artifact(Model):
@@ -176,14 +202,22 @@ class Rollback(Model):
     :param cancel: what marking the run failed does to touched targets: ``rollback`` or ``keep`` them.
     :param in_doubt: what the next release does about a target that a run, now over, left unsettled: ``stop``, or
         ``reconcile`` it (back to its snapshot, verified) and go on.
+    :param users: with strategy ``manual``, who may pick, as in an ``approval``.
+    :param timeout: with strategy ``manual``, seconds that a person has for it; default: 3600.
+    :param default: with strategy ``manual``, what no answer in time means; default: ``roll_back_all``.
     """
 
     strategy: Strategy = "all"
     cancel: Literal["rollback", "keep"] = "rollback"
     in_doubt: Literal["stop", "reconcile"] = "stop"
+    users: Users = ()
+    timeout: Patience | None = None
+    default: Literal["roll_back_all", "roll_back_failed", "accept"] | None = None
 
 
 Event = Literal[
+    "started",
+    "approval_needed",
     "succeeded",
     "degraded",
     "rolled_back",
@@ -195,7 +229,17 @@ Event = Literal[
     "in_doubt",
     "reconciled",
 ]
-"""What people can be told about: how a release ended, and what became of a target that a dead run left in doubt."""
+"""What people can be told about: a release's start, that it waits for them, how it ended, and what became of a target
+that a dead run left in doubt."""
+
+Severity = Literal["info", "warning", "error", "critical"]
+SEVERITIES: Mapping[Event, Severity] = {
+    **dict.fromkeys(("started", "succeeded", "reconciled"), "info"),
+    **dict.fromkeys(("approval_needed", "degraded", "not_started"), "warning"),
+    **dict.fromkeys(("rolled_back", "partially_rolled_back", "failed", "in_doubt"), "error"),
+    **dict.fromkeys(("unknown", "rollback_failed"), "critical"),
+}
+"""How much each event asks of people."""
 
 
 class Notify(Model):
@@ -204,20 +248,54 @@ class Notify(Model):
     :param notifier: import path of an Airflow notifier.
     :param arguments: what it is made with (never secrets: those live in its Connection); templates see ``release``.
     :param events: which ones; default: all that somebody should look at.
+    :param severity: of those, the ones that are at least so severe: ``info``, ``warning``, ``error``, ``critical``.
     """
 
     notifier: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     events: Annotated[tuple[Event, ...], Field(strict=False, min_length=1)] = tuple(
-        event for event in get_args(Event) if event != "succeeded"
+        event for event in get_args(Event) if event not in ("started", "succeeded")
     )
+    severity: Severity = "info"
+
+    def wants(self, event: Event) -> bool:
+        """Whether it is told of that."""
+        order: tuple[Severity, ...] = get_args(Severity)
+        return event in self.events and order.index(SEVERITIES[event]) >= order.index(self.severity)
+
+
+class Parameter(Model):
+    """What a run may be asked for beside its version: a field of the trigger form, and a name in conditions.
+
+    :param default: what it is when a run does not say; without one, each run has to.
+    :param enum: the only values that it may have.
+    """
+
+    type: Literal["string", "integer", "number", "boolean"] = "string"
+    default: str | int | float | bool | None = None
+    enum: Annotated[tuple[str | int | float, ...] | None, Field(strict=False, min_length=1)] = None
+    description: str = ""
 
 
 class Service(Model):
     """One entry of the catalog: one service, one DAG.
 
     :param version: released when a run names none; needed with ``schedule``.
-    :param schedule: cron expression in UTC, or None: only when asked.
+    :param schedule: cron expression in UTC, or windows: whenever one opens; None: only when asked.
+    :param windows: when a release may make its first write; None: at any time, or in the windows of its schedule.
+    :param approval: who is asked before the first wave; None: nobody.
+    :param params: what else a run may be asked for, by name; conditions (``when``) look at it.
+    :param max_parallel: most rollouts at once; None: all that no dependency holds back.
+    :param lock: of each target that names none.
+    :param when_busy: what a release does that was asked for while another one ran: wait for its turn (``queue``), then
+        give way to a newer one that waits behind it (``supersede``), or end there (``reject``).
+    :param fail_fast: as soon as the policy can no longer be reached, start nothing more and stop what is under way.
+    :param environment: which one it is, for freezes and for whoever hears of its releases.
+    :param promote: releases what another environment has verified.
+    :param requires: other services by name, with the version that has to be live there first.
+    :param environment: which one it is, for freezes and for whoever hears of its releases.
+    :param promote: releases what another environment has verified.
+    :param requires: other services by name, with the version that has to be live there first.
     :param notify: who is told how a release ended.
     :param retries: how often Airflow tries a deploy or rollback task again.
     :param deferrable: wait in the triggerer (True) or in the worker (False).
@@ -228,11 +306,21 @@ class Service(Model):
     artifact: Artifact
     build: Build | None = None
     version: Annotated[str, Field(pattern=VERSION_PATTERN)] | None = None
-    schedule: Annotated[str, Field(min_length=1)] | None = None
+    schedule: Schedule | None = None
+    windows: Windows | None = None
     tags: tuple[Annotated[str, Field(max_length=100)], ...] = Field(default=(), strict=False)
     notify: Annotated[tuple[Notify, ...], Field(strict=False)] = ()
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     deferrable: bool = True
     success: Success = Success()
     rollback: Rollback = Rollback()
+    approval: Gate | None = None
+    params: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")], Parameter] = Field(default_factory=dict)
+    max_parallel: Annotated[int, Field(ge=1)] | None = None
+    fail_fast: bool = False
+    lock: _Lock | None = None
+    when_busy: Literal["queue", "supersede", "reject"] = "queue"
+    environment: Name | None = None
+    promote: Promote | None = None
+    requires: dict[Name, Requirement] = Field(default_factory=dict)
     targets: dict[str, SerializeAsAny[InstanceOf[TargetConfig]]]

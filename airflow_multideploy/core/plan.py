@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from graphlib import TopologicalSorter
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
+from airflow_multideploy.core.conditions import holds
 from airflow_multideploy.core.contract import Document, Release
 from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Rollback, Service, Success, TargetConfig
+from airflow_multideploy.core.models import (
+    VERSION_PATTERN,
+    AtLeast,
+    Parameter,
+    Rollback,
+    Service,
+    Success,
+    TargetConfig,
+)
+from airflow_multideploy.core.released import Released
+from airflow_multideploy.core.status import FailFast, critical_targets
 
-CONF_KEYS = ("version", "targets", "reason", "dry_run", "force")
+CONF_KEYS = ("version", "targets", "reason", "dry_run", "force", "rollback", "override")
 """What a run's conf may hold."""
+PREVIOUS = "previous"
+"""As the version of a rollback: the last good release before the one that is live."""
+DIGEST_PATTERN = r"sha256:[0-9a-f]{64}"
 
 
 def waves(targets: Mapping[str, TargetConfig]) -> tuple[tuple[str, ...], ...]:
@@ -66,6 +81,10 @@ class Plan(Document):
     :param service: the service's resolved config as JSON.
     :param selected: targets of this run, in catalog order.
     :param waves: selected targets in deployment order.
+    :param skipped: targets whose condition is not met, with the reason.
+    :param source: the release that is promoted, when it is one.
+    :param rollback: an earlier release is released again, as it was: no window and no freeze holds it.
+    :param override: why windows and freezes do not count for this run; empty: they do.
     """
 
     name: str
@@ -73,7 +92,11 @@ class Plan(Document):
     release: Release
     selected: tuple[str, ...]
     waves: tuple[tuple[str, ...], ...]
+    skipped: dict[str, str] = Field(default_factory=dict)
     dry_run: bool = False
+    source: Released | None = None
+    rollback: bool = False
+    override: str = ""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -82,13 +105,34 @@ class Plan(Document):
         return self
 
     @property
+    def environment(self) -> str | None:
+        """Of the service's environments the one that this release goes to; None when it has none."""
+        found = self.service.get("environment")
+        return None if found is None else str(found)
+
+    @property
     def _targets(self) -> dict[str, Any]:
         targets: Any = self.service["targets"]
         return dict(targets)
 
+    @property
+    def config_hash(self) -> str:
+        """Twelve hexadecimal digits that tell two resolved services apart, whatever the order of their keys."""
+        return hashlib.sha256(json.dumps(self.service, sort_keys=True).encode()).hexdigest()[:12]
+
     def config(self, target: str) -> dict[str, Any]:
         """The frozen config of one target."""
         return dict(self._targets[target])
+
+    def fail_fast(self) -> FailFast:
+        """When this run stops before its end, if its service wants it to."""
+        marks = {target: config.get("critical") for target, config in self._targets.items()}
+        critical = critical_targets(marks)
+        return FailFast(
+            policy=Success.model_validate(self.service["success"]).policy,
+            critical={target: critical[target] for target in self.selected},
+            any_marked=any(mark is True for mark in marks.values()),
+        )
 
 
 def make_plan(
@@ -96,25 +140,28 @@ def make_plan(
 ) -> Plan:
     """The plan of a run.
 
-    :param conf: the run's params (``version``, ``targets``, ``reason``, ``dry_run``, ``force``).
+    :param conf: the run's params (``version``, ``targets``, ``reason``, ``dry_run``, ``force``, and the service's own).
     :raises SpecError: an unknown key, a bad version, an unknown target: all of them at once.
     """
+    known = (*CONF_KEYS, *service.params)
     problems = [
-        f"conf.{key!s:.80}: unknown key; known: {', '.join(CONF_KEYS)}"
-        for key in sorted(set(conf) - set(CONF_KEYS), key=str)
+        f"conf.{key!s:.80}: unknown key; known: {', '.join(known)}" for key in sorted(set(conf) - set(known), key=str)
     ]
+    params = {key: conf.get(key, parameter.default) for key, parameter in service.params.items()}
+    problems += [f"conf.{key}: {why}" for key, given in params.items() if (why := unfit(given, service.params[key]))]
     version = service.version if conf.get("version") in (None, "") else conf["version"]
     if version is None:
         problems.append('conf.version: missing; say which version to release, e.g. {"version": "1.4.2"}')
-    elif not isinstance(version, str) or not re.fullmatch(VERSION_PATTERN[1:-1], version):
+    elif not isinstance(version, str) or not re.fullmatch(_asked(conf.get("rollback")), version):
         problems.append(f"conf.version: does not match {VERSION_PATTERN}; give an image tag such as 1.4.2")
     chosen = list(service.targets) if conf.get("targets") is None else conf["targets"]
     problems += _selection(service, chosen)
-    for key in ("dry_run", "force"):
+    for key in ("dry_run", "force", "rollback"):
         if not isinstance(conf.get(key, False), bool):
             problems.append(f"conf.{key}: expected true or false")
-    if not isinstance(conf.get("reason"), str | None):
-        problems.append("conf.reason: expected a string")
+    for key in ("reason", "override"):
+        if not isinstance(conf.get(key), str | None):
+            problems.append(f"conf.{key}: expected a string")
     if problems:
         raise SpecError(problems, service=name)
     release = Release(
@@ -126,7 +173,11 @@ def make_plan(
         reason=str(conf.get("reason") or ""),
         force=bool(conf.get("force", False)),
     )
-    selected = tuple(t for t in service.targets if t in chosen)
+    params |= {"version": release.version, "reason": release.reason, "force": release.force}
+    skipped = _not_met(service, chosen, params)
+    selected = tuple(t for t in service.targets if t in chosen and t not in skipped)
+    if problems := _selection(service, selected) if skipped else []:
+        raise SpecError([*(f"targets.{t}: {why}" for t, why in skipped.items()), *problems], service=name)
     ordered = [tuple(t for t in wave if t in selected) for wave in waves(service.targets)]
     return Plan(
         name=name,
@@ -134,8 +185,43 @@ def make_plan(
         release=release,
         selected=selected,
         waves=tuple(wave for wave in ordered if wave),
+        skipped=skipped,
         dry_run=bool(conf.get("dry_run", False)),
+        rollback=bool(conf.get("rollback", False)),
+        override=str(conf.get("override") or "").strip(),
     )
+
+
+def _asked(rollback: object) -> str:
+    """What a run may name as its version: a rollback also goes to a digest."""
+    return f"{DIGEST_PATTERN}|{VERSION_PATTERN[1:-1]}" if rollback is True else VERSION_PATTERN[1:-1]
+
+
+def unfit(value: object, parameter: Parameter) -> str | None:
+    """Why a run's param cannot be this, with the remedy; None when it can."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "string": (str,),
+        "integer": (int,),
+        "number": (int, float),
+        "boolean": (bool,),
+    }
+    if value is None:
+        return f"missing; give {_article(parameter.type)}"
+    if not isinstance(value, kinds[parameter.type]) or (isinstance(value, bool) and parameter.type != "boolean"):
+        return f"expected {_article(parameter.type)}"
+    if parameter.enum is not None and value not in parameter.enum:
+        return f"is none of {', '.join(map(str, parameter.enum))}; take one of those"
+    return None
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def _not_met(service: Service, chosen: Iterable[str], params: Mapping[str, Any]) -> dict[str, str]:
+    """Chosen targets whose condition is false, with the reason."""
+    conditions = {t: service.targets[t].when for t in service.targets if t in chosen}
+    return {t: f"not when {when}" for t, when in conditions.items() if when is not None and not holds(when, params)}
 
 
 def _selection(service: Service, chosen: object) -> list[str]:

@@ -1,24 +1,29 @@
 """One release on one target: the steps between the journal and the platform, free of Airflow.
 
-A deploy task runs `begin`, waits (in the triggerer or in place), and runs `conclude`. Each step may die at any point
-and be called again on another machine.
+A deploy task runs `begin`, waits (in the triggerer or in place), and runs `advance`; once more where there is a bake.
+Each step may die at any point and be called again on another machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_multideploy.core.checks import Check
 from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, InDoubt, KnownBad, PlatformError, RolloutFailed
 from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase
 from airflow_multideploy.core.reconcile import facts
 from airflow_multideploy.core.rollback import WayBack
-from airflow_multideploy.core.wait import Clock, persist
+from airflow_multideploy.core.wait import Clock, Watch, follow, persist
 
 CONTINUABLE = frozenset({Phase.PENDING, Phase.SNAPSHOTTED, Phase.DEPLOYING, Phase.VERIFYING})
 """Phases from which the same run's next attempt goes on."""
+
+Ask = Callable[[Check], str]
+"""Asks a smoke check: why it is not good now; empty: it is good."""
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Rollout:
     clock: Clock
     dag_id: str
     run_id: str
-    clear: int = 0
+    clear: float = 0
     since: float = 0.0
 
     def refuse(self, release: Release) -> str | None:
@@ -50,7 +55,7 @@ class Rollout:
     def begin(self, release: Release) -> Entry:
         """Snapshot, journal the intent, write to the platform, journal the revision; returns without waiting.
 
-        The entry's phase is ``verifying``: next is the final observation of its handle, then `conclude`. Any other
+        The entry's phase is ``verifying``: next is the final observation of its handle, then `advance`. Any other
         phase is how an earlier attempt ended.
 
         :param release: with the release id of the run; a repeat within the same run gets an id of its own.
@@ -102,6 +107,65 @@ class Rollout:
         self._still_mine(entry, entry)
         return self.platform.deploy(entry.release, snapshot)
 
+    def waits(self, entry: Entry) -> tuple[float, float]:
+        """Until when the platform has to be seen healthy, and from when on that counts; both in epoch seconds."""
+        verify = self.platform.config.verify
+        if verify is None or entry.healthy_at is None:
+            return entry.deadline or 0.0, 0.0
+        if entry.checked_at is None:
+            return entry.healthy_at + verify.within, 0.0
+        baked = entry.checked_at + verify.bake
+        return baked + verify.within, baked
+
+    def wait(self, entry: Entry, look: Callable[[], Observation], ask: Ask) -> Entry:
+        """Wait here for what the rollout waits for, then `advance`.
+
+        :raises RolloutFailed: somebody else took over since.
+        """
+        deadline, earliest = self.waits(entry)
+        watch = Watch(deadline=deadline, interval=self.platform.config.poll_interval, earliest=earliest)
+        return self.advance(entry, follow(look, watch=watch, clock=self.clock), ask)
+
+    def advance(self, entry: Entry, seen: Observation, ask: Ask) -> Entry:
+        """What comes after the platform's final word: smoke checks, the bake and the checks again, then `conclude`.
+
+        An entry that is still ``verifying`` is to be waited for again: until its bake is over.
+
+        :raises RolloutFailed: somebody else took over since; nothing was journalled.
+        """
+        verify = self.platform.config.verify
+        if verify is None or seen.state is not State.HEALTHY:
+            return self.conclude(entry, seen)
+        self._still_mine(entry, entry)
+        if entry.healthy_at is None:
+            entry = self.journal.write(entry.to(entry.phase, healthy_at=self.clock.time()))
+        until, baked = self.waits(entry)
+        if self.clock.time() < baked:
+            return entry  # healthy, as somebody saw it before the bake was over
+        if why := self._flaw(verify.checks, ask, until):
+            return self.conclude(entry, Observation(state=State.FAILED, reason=why, revision=seen.revision))
+        if entry.checked_at is None and verify.bake and entry.touched:
+            self._still_mine(entry, entry)
+            return self.journal.write(entry.to(entry.phase, checked_at=self.clock.time()))
+        said = (
+            seen.reason,
+            "smoke checks good" if verify.checks else "",
+            f"baked for {verify.bake:g} s" if entry.checked_at is not None else "",
+        )
+        return self.conclude(entry, seen.model_copy(update={"reason": "; ".join(filter(None, said))}))
+
+    def _flaw(self, checks: Iterable[Check], ask: Ask, until: float) -> str:
+        """Why the checks are not good, asked again until then, and once at least; empty: they are."""
+        why = ""
+
+        def look() -> Observation:
+            nonlocal why
+            why = next(filter(None, map(ask, checks)), "")
+            return Observation(state=State.PROGRESSING if why else State.HEALTHY)
+
+        follow(look, watch=Watch(deadline=until, interval=self.platform.config.poll_interval), clock=self.clock)
+        return why
+
     def conclude(self, entry: Entry, seen: Observation) -> Entry:
         """Journal what the waiting ended with; returns the settled entry, or one that asks for a rollback.
 
@@ -148,8 +212,8 @@ class Rollout:
         if entry is not None and self._mine(entry):
             again = entry.clear != self.clear
             if entry.phase in CONTINUABLE:
-                deadline = None if again else entry.deadline
-                return entry.to(entry.phase, attempt=entry.attempt + 1, clear=self.clear, deadline=deadline)
+                times = dict.fromkeys(("deadline", "healthy_at", "checked_at")) if again else {}
+                return entry.to(entry.phase, attempt=entry.attempt + 1, clear=self.clear, **times)
             if not entry.settled and entry.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):
                 raise InDoubt(
                     f"{self.platform.name}: this run's rollback is {entry.phase}; clear its rollback task first, so "

@@ -106,6 +106,29 @@ def policy_met(results: Iterable[TargetResult], policy: Policy, *, any_marked: b
     return len(good) >= policy.at_least and (criticals_good or not any_marked)
 
 
+class FailFast(Document):
+    """When a release stops before its end: its policy can no longer be reached, however the rest of it ends.
+
+    :param critical: which of the selected targets are critical.
+    :param any_marked: whether the service marks a target as critical.
+    """
+
+    policy: Policy
+    critical: dict[str, bool]
+    any_marked: bool
+
+    def why(self, failed: Iterable[str]) -> str:
+        """Why a rollout stops now that these targets have failed; an empty text while it goes on."""
+        lost = sorted(self.critical.keys() & set(failed))
+        results = [
+            TargetResult(target=t, critical=c, deployed=Phase.FAILED if t in lost else Phase.SUCCEEDED)
+            for t, c in self.critical.items()
+        ]
+        if not lost or policy_met(results, self.policy, any_marked=self.any_marked):
+            return ""
+        return f"stopped (fail_fast): {', '.join(lost)} failed, and the policy can no longer be reached"
+
+
 def overall(results: Iterable[TargetResult], *, met: bool, restore: Iterable[str] = ()) -> Status:
     """The overall status after the rollbacks.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from airflow_multideploy.core.contract import Document
+from airflow_multideploy.core.gate import Choice
 from airflow_multideploy.core.journal import GOOD, IN_FLIGHT, Phase
 from airflow_multideploy.core.models import Policy, Strategy, TargetConfig
 from airflow_multideploy.core.plan import waves
@@ -19,6 +20,14 @@ from airflow_multideploy.core.status import (
     policy_met,
 )
 
+CHOICES: Mapping[Choice, Strategy] = {
+    "retry": "manual",
+    "roll_back_failed": "failed",
+    "roll_back_all": "all",
+    "accept": "none",
+}
+"""What a person may pick with strategy ``manual``, and the strategy whose rollbacks follow."""
+
 
 class Rules(Document):
     """What a service says about success and rollback."""
@@ -32,6 +41,7 @@ class Verdict(Document):
     """The one result document of a release.
 
     :param restore: targets that go back, or went back.
+    :param choice: what a person picked, or the default in its place; None where nobody picks.
     :param reason: why, in one paragraph, the worst first.
     """
 
@@ -43,9 +53,16 @@ class Verdict(Document):
     dry_run: bool = False
     rules: Rules
     restore: tuple[str, ...]
+    choice: Choice | None = None
     reason: str
     results: tuple[TargetResult, ...]
     figures: Figures
+
+    @property
+    def asks(self) -> bool:
+        """Whether a person picks what happens next: something was written, and the policy is not met."""
+        manual = self.rules.strategy == "manual" and not (self.met or self.cancelled)
+        return manual and any(result.touched for result in self.results)
 
 
 def judge(
@@ -58,12 +75,14 @@ def judge(
     cancelled: bool = False,
     dry_run: bool = False,
     refused: str = "",
+    choice: Choice | None = None,
     final: bool = True,
 ) -> Verdict:
     """The verdict; asked again after the rollbacks, it selects the same targets and tells how they ended.
 
     :param results: by target; deploy tasks are over, so one that is still in flight died and counts as failed.
     :param refused: why nothing was started (a refused plan, a failed build), when that is so.
+    :param choice: what a person picked, or its default; None: with strategy ``manual``, nothing goes back.
     :param final: False before the rollbacks: the status then says what the deploys alone came to.
     """
     marks = {name: target.critical for name, target in targets.items()}
@@ -71,11 +90,13 @@ def judge(
     ended = [_ended(result).model_copy(update={"critical": critical[name]}) for name, result in results.items()]
     marked = any(mark is True for mark in marks.values())
     met = not refused and (dry_run or policy_met(ended, rules.policy, any_marked=marked))
+    picked = None if met or rules.strategy != "manual" else choice
+    strategy = rules.strategy if picked is None else CHOICES[picked]
     undo = cancelled and not rules.keep_on_cancel
     if cancelled and rules.keep_on_cancel:
         restore = frozenset[str]()
     else:
-        restore = select(ended, targets, met=met and not cancelled, strategy=rules.strategy, cancelled=undo)
+        restore = select(ended, targets, met=met and not cancelled, strategy=strategy, cancelled=undo)
     status = (
         Status.NOT_STARTED if refused else overall(ended, met=met and not cancelled, restore=restore if final else ())
     )
@@ -87,6 +108,7 @@ def judge(
         cancelled=cancelled,
         dry_run=dry_run,
         rules=rules,
+        choice=picked,
         restore=tuple(name for wave in reversed(waves(targets)) for name in wave if name in restore),
         reason=refused or _reason(ended, cancelled, restore if final else ()),
         results=tuple(ended),

@@ -123,6 +123,9 @@ class BuildImageOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Make sure that the image is there; its reference and digest, see the class."""
+        if (settled := self._settled(context)) is not None:
+            self.log.info("%s: %s", settled.image, settled.skipped_reason)
+            return settled.model_dump(mode="json")
         request = self._request(context)
         conn = Connection.get(request.registry_conn_id) if request.registry_conn_id else None
         target = registry.connect(request.image, conn)
@@ -143,6 +146,17 @@ class BuildImageOperator(BaseOperator):
         """Kill the builder with all its processes."""
         if self._builder is not None:
             self._builder.cancel()
+
+    def _settled(self, context: Context) -> ImageResult | None:
+        """What is released where there is nothing to build: in a dry run, and where the plan has the image already."""
+        if self.plan_task_id is None:
+            return None
+        plan: Any = context["ti"].xcom_pull(task_ids=self.plan_task_id, map_indexes=-1)
+        release = plan.get("release") if isinstance(plan, Mapping) else None
+        if not release or not (plan.get("dry_run") or plan.get("rollback") or release.get("digest")):
+            return None
+        reason = "dry run: nothing is built" if plan.get("dry_run") else "it was built before"
+        return ImageResult(image=release["image"], digest=release.get("digest"), skipped_reason=reason)
 
     def _request(self, context: Context) -> ImageRequest:
         if self.plan_task_id is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from datetime import timedelta
+from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_multideploy.core.contract import Observation, Platform, Release
+from airflow_multideploy.core.checks import Check
+from airflow_multideploy.core.contract import Observation, Platform, Release, State
 from airflow_multideploy.core.errors import (
     InDoubt,
     KnownBad,
@@ -20,24 +23,30 @@ from airflow_multideploy.core.errors import (
 )
 from airflow_multideploy.core.journal import GOOD, Entry, Phase
 from airflow_multideploy.core.models import Edge
-from airflow_multideploy.core.plan import release_id
+from airflow_multideploy.core.plan import Plan, release_id
 from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.core.status import TargetResult, result_of
-from airflow_multideploy.core.wait import Watch, follow
+from airflow_multideploy.operators.retry import BY_ERROR_CLASS
 from airflow_multideploy.operators.state import (
     Final,
     TaskClock,
     journal,
     journal_asset,
+    not_approved,
     pull_plan,
     seen_by_trigger,
 )
+from airflow_multideploy.operators.windows import hold
 from airflow_multideploy.platforms import adapter
-from airflow_multideploy.triggers import RolloutTrigger
+from airflow_multideploy.triggers import RolloutTrigger, Siblings
 
 ROLLOUT = "rollout"
 """XCom key of a target's result document."""
 CONSOLE = "console_url"
+EVERYBODYS = "default_pool"
+"""Airflow's own pool, in which a task runs that names none."""
+LONG = 60.0
+"""Seconds of a bake for which no worker is held, whichever try of the task it is."""
 
 
 class ConsoleLink(BaseOperatorLink):
@@ -78,9 +87,11 @@ class DeployOperator(BaseOperator):
     :param service_name: name of the service in journal and messages; default: the DAG's id.
     :param target: name of the target; default: the task's id.
     :param force: write even when the release is live, in doubt, or known as bad.
-    :param deferrable: wait in the triggerer (default) or in the worker.
+    :param deferrable: wait in the triggerer (default) or in the worker. A rollout in a pool is waited for in the worker
+        in any case: Airflow gives the slot of a deferred task away when it resumes.
     :param plan_task_id: the task that froze the plan.
     :param build_task_id: the task that built the image, when one did.
+    :param gates: tasks that have to approve, see `ApproveOperator`.
     :param custom_name: what the UI calls this kind of task; default: the class.
     """
 
@@ -104,13 +115,16 @@ class DeployOperator(BaseOperator):
         poll_interval: float | None = None,
         first_deploy: str | None = None,
         critical: bool | None = None,
+        verify: dict[str, Any] | None = None,
         depends_on: Sequence[Edge] = (),
         deferrable: bool = True,
         plan_task_id: str | None = None,
         build_task_id: str | None = None,
+        gates: Sequence[str] = (),
         custom_name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("retry_policy", BY_ERROR_CLASS)
         super().__init__(**kwargs)
         common = {
             "timeout": timeout,
@@ -118,6 +132,7 @@ class DeployOperator(BaseOperator):
             "poll_interval": poll_interval,
             "first_deploy": first_deploy,
             "critical": critical,
+            "verify": verify,
         }
         given = {"platform": self.kind, **(config or {}), **common} if self.kind else {**(config or {}), **common}
         self.config = {key: value for key, value in given.items() if value is not None}
@@ -126,18 +141,31 @@ class DeployOperator(BaseOperator):
         self.version, self.image, self.reason, self.force = version, image, reason, force
         self.service_name = service_name or self.dag_id
         self.target = target or self.task_id
-        self.deferrable = deferrable
-        self.plan_task_id, self.build_task_id = plan_task_id, build_task_id
+        self.deferrable, self.plan_task_id, self.build_task_id = deferrable, plan_task_id, build_task_id
         if plan_task_id is not None:
             self.template_fields = ()  # all comes from the plan; each field costs the DAG processor a config look-up
         if custom_name:
             self.custom_operator_name = custom_name
-        self.edges = tuple(depends_on)
+        self.edges, self.gates = tuple(depends_on), tuple(gates)
         self.inlets = [*self.inlets, journal_asset(self.service_name)]
         self._clock = TaskClock()
+        self._clear: float | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the rollout, wait for it, and return the target's result document."""
+        return self.begin(context)()
+
+    def repeated(self, clear: float) -> DeployOperator:
+        """A copy that rolls out anew, whatever its siblings came to, and waits in its own process.
+
+        :param clear: see `Rollout`; higher than that of the rollout before.
+        """
+        again = copy(self)
+        again._clear, again.deferrable = clear, False
+        return again
+
+    def begin(self, context: Context) -> Callable[[], dict[str, Any]]:
+        """Start the rollout; what is returned waits for its end, and gives the target's result document."""
         release, config = self._resolve(context)
         try:
             platform = adapter(config, service=self.service_name, target=self.target)
@@ -163,13 +191,8 @@ class DeployOperator(BaseOperator):
         context["ti"].xcom_push(CONSOLE, platform.console_url(entry.handle))
         self._clock.check()
         if entry.phase is not Phase.VERIFYING:
-            return self._report(context, entry)
-        # A later try waits here: Airflow takes a task for dead that is deferred and back too soon, and would take
-        # every try so.
-        if self.deferrable and _handle(entry).changed and entry.attempt == 1:
-            self._defer(entry)
-        seen = follow(lambda: platform.observe(_handle(entry)), watch=_watch(entry, platform), clock=self._clock)
-        return self._conclude(context, rollout, entry, seen)
+            return partial(self._report, context, entry)
+        return partial(self._finish, context, rollout, entry)
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Journal what the triggerer saw, and return the target's result document."""
@@ -178,8 +201,7 @@ class DeployOperator(BaseOperator):
             state = "nothing" if entry is None else f"{entry.phase} of run {entry.run_id!r}"
             raise Final(f"{self.service_name}/{self.target}: the journal says {state}; somebody else took over")
         platform = adapter(dict(entry.config), service=self.service_name, target=self.target)
-        seen = seen_by_trigger(event, platform.name)
-        return self._conclude(context, self._rollout(context, platform), entry, seen)
+        return self._finish(context, self._rollout(context, platform), entry, seen_by_trigger(event, platform.name))
 
     def on_kill(self) -> None:
         """Stop waiting; what was written is undone by the rollback task, from the journal."""
@@ -193,12 +215,54 @@ class DeployOperator(BaseOperator):
             self._clock,
             dag_id=self.dag_id,
             run_id=context["run_id"],
-            clear=getattr(context["dag_run"], "clear_number", None) or 0,
+            clear=self._clear or getattr(context["dag_run"], "clear_number", None) or 0,
             since=began.timestamp() if began is not None else 0.0,
         )
 
-    def _defer(self, entry: Entry) -> NoReturn:
-        deadline = entry.deadline or 0.0
+    def _finish(
+        self, context: Context, rollout: Rollout, entry: Entry, seen: Observation | None = None
+    ) -> dict[str, Any]:
+        """Wait for the platform and for the bake, in the triggerer or here, and report how the rollout ended.
+
+        :param seen: what the triggerer saw.
+        """
+        siblings: Siblings | None = None
+
+        def look() -> Observation:
+            stop = siblings and siblings.why()
+            return Observation(state=State.FAILED, reason=stop) if stop else rollout.platform.observe(_handle(entry))
+
+        def ask(check: Check) -> str:
+            from airflow_multideploy import checks  # what it imports, a release without checks does not need
+
+            why = checks.ask(check, entry.release, rollout.platform)
+            self.log.info("%s: %s", rollout.platform.name, why or "a check is good")
+            self._clock.check()
+            return why
+
+        try:
+            if seen is not None:
+                entry = rollout.advance(entry, seen, ask)
+            while entry.phase is Phase.VERIFYING:
+                siblings = self._siblings(context)
+                if self.deferrable and self.pool == EVERYBODYS and self._defers(rollout, entry):
+                    self._defer(rollout, entry, siblings)
+                entry = rollout.wait(entry, look, ask)
+        except RolloutFailed as error:
+            raise Final(str(error)) from error
+        return self._report(context, entry)
+
+    def _defers(self, rollout: Rollout, entry: Entry) -> bool:
+        """Whether the triggerer is to wait: on a task's first try, and for the long rest of a bake.
+
+        A later try waits here: Airflow takes a task for dead that is deferred and back too soon, and would take every
+        try so.
+        """
+        _, baked = rollout.waits(entry)
+        return baked > self._clock.time() + LONG or (_handle(entry).changed and entry.attempt == 1)
+
+    def _defer(self, rollout: Rollout, entry: Entry, siblings: Siblings | None) -> NoReturn:
+        deadline, earliest = rollout.waits(entry)
         self.defer(
             trigger=RolloutTrigger(
                 service=self.service_name,
@@ -206,19 +270,14 @@ class DeployOperator(BaseOperator):
                 config=dict(entry.config),
                 handle=_handle(entry).dump(),
                 deadline=deadline,
+                earliest=earliest,
+                siblings=siblings.dump() if siblings else None,
             ),
             method_name="resume",
             # Only for a triggerer that is gone: the deadline itself is the trigger's.
             timeout=timedelta(seconds=max(deadline - self._clock.time(), 0.0) + 120),
         )
         raise AssertionError("unreachable: defer raises")
-
-    def _conclude(self, context: Context, rollout: Rollout, entry: Entry, seen: Observation) -> dict[str, Any]:
-        try:
-            entry = rollout.conclude(entry, seen)
-        except RolloutFailed as error:
-            raise Final(str(error)) from error
-        return self._report(context, entry)
 
     def _report(self, context: Context, entry: Entry) -> dict[str, Any]:
         """Push the result of a rollout that has ended, and fail when it ended badly."""
@@ -237,11 +296,12 @@ class DeployOperator(BaseOperator):
         plan = pull_plan(context, self.plan_task_id)
         if plan is None:
             raise AirflowSkipException("the plan was refused; nothing is deployed")
-        if self.target not in plan.selected:
-            self._skip(context, "")
-        if plan.dry_run:
-            self._skip(context, "dry run")
-        self._check_edges(context, set(plan.selected))
+        held = self.held(context, plan)
+        if held is None and (why := not_approved(context, self.gates) or self._hold(context, plan)):
+            held = TargetResult(target=self.target, reason=why)
+        if held is not None:
+            self._push(context, held)
+            raise AirflowSkipException(held.reason or "not selected in this run")
         release = plan.release
         if self.build_task_id is not None:
             built = context["ti"].xcom_pull(task_ids=self.build_task_id, key="return_value")
@@ -249,6 +309,25 @@ class DeployOperator(BaseOperator):
                 raise AirflowSkipException("the build did not end well; nothing is deployed")
             release = release.model_copy(update={"image": built["image"], "digest": built.get("digest")})
         return release, plan.config(self.target)
+
+    def _hold(self, context: Context, plan: Plan) -> str:
+        """Wait for the service's window and for the end of a freeze; why it does not, or an empty text.
+
+        Not once this target was written to, and once another was only for freezes of this platform.
+        """
+        deploys = [t for t in self.dag.tasks if isinstance(t, DeployOperator)] if self.dag else [self]
+        found = {
+            t.target: outcome_of(context, self.dag_id, self.service_name, t.target, t.task_id).touched for t in deploys
+        }
+        if found[self.target]:
+            return ""
+        platform = str(plan.config(self.target)["platform"])
+        again = "reopened" if self.deferrable else ""
+        return hold(self, plan, platform, self._clock, begun=any(found.values()), again=again)
+
+    def reopened(self, context: Context, event: object) -> dict[str, Any]:
+        """Go on after a wait for a window."""
+        return self.execute(context)
 
     def _own_release(self, context: Context) -> Release:
         if not self.image:
@@ -262,10 +341,30 @@ class DeployOperator(BaseOperator):
             force=self.force,
         )
 
-    def _check_edges(self, context: Context, selected: set[str]) -> None:
-        """Go on, or skip, by what the targets before this one came to. One that was not selected counts as live."""
+    def _siblings(self, context: Context) -> Siblings | None:
+        """The other rollouts of this run, whose failure stops this one; None without ``fail_fast``."""
+        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        if plan is None or not plan.service.get("fail_fast") or self.dag is None or self._clear is not None:
+            return None
+        return Siblings(
+            dag_id=self.dag_id,
+            run_id=context["run_id"],
+            tasks={t.target: t.task_id for t in self.dag.tasks if isinstance(t, DeployOperator) and t is not self},
+            rule=plan.fail_fast(),
+        )
+
+    def held(self, context: Context, plan: Plan) -> TargetResult | None:
+        """What this target comes to without a rollout, by the plan and the other targets; None where it may start.
+
+        A target that was not selected counts as live for those that depend on it.
+        """
+        skipped = partial(TargetResult, target=self.target, phase=Phase.SKIPPED, deployed=Phase.SKIPPED)
+        if self.target not in plan.selected:
+            return skipped(reason=plan.skipped.get(self.target, ""))
+        if plan.dry_run:
+            return skipped(reason="dry run")
         for edge in self.edges:
-            if edge.target not in selected:
+            if edge.target not in (*plan.selected, *plan.skipped):
                 continue
             task_id = next(t.task_id for t in self.upstream_list if getattr(t, "target", None) == edge.target)
             ended = outcome_of(context, self.dag_id, self.service_name, edge.target, task_id).phase
@@ -273,16 +372,11 @@ class DeployOperator(BaseOperator):
             if edge.when == outcome or (edge.when == "completed" and outcome != "skipped"):
                 continue
             why = f"waits for {edge.target} {edge.when}, which is {outcome}"
-            if edge.when == "succeeded" and outcome == "failed":
-                result = TargetResult(target=self.target, reason=why)
-                self._push(context, result)
-                raise AirflowSkipException(why)
-            self._skip(context, why)
-
-    def _skip(self, context: Context, why: str) -> NoReturn:
-        result = TargetResult(target=self.target, phase=Phase.SKIPPED, deployed=Phase.SKIPPED, reason=why)
-        self._push(context, result)
-        raise AirflowSkipException(why or "not selected in this run")
+            pending = edge.when == "succeeded" and outcome == "failed"
+            return TargetResult(target=self.target, reason=why) if pending else skipped(reason=why)
+        siblings = self._siblings(context)
+        why = siblings.why() if siblings else ""
+        return TargetResult(target=self.target, reason=why) if why else None
 
     def _result(self, context: Context) -> TargetResult:
         entry = journal(context, self.service_name, self.target).read()
@@ -298,7 +392,3 @@ def _handle(entry: Entry) -> Any:
     if entry.handle is None:
         raise AssertionError("a rollout that is being verified has a handle")
     return entry.handle
-
-
-def _watch(entry: Entry, platform: Platform[Any]) -> Watch:
-    return Watch(deadline=entry.deadline or 0.0, interval=platform.config.poll_interval)

@@ -5,18 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from airflow.sdk import BaseHook, BaseOperator, Context
+from airflow.sdk import BaseOperator, Context
 
-from airflow_multideploy import variables
-from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
+from airflow_multideploy import pools, variables
+from airflow_multideploy.core.contract import Release
+from airflow_multideploy.core.errors import MultideployError, SpecError
+from airflow_multideploy.core.journal import Store
+from airflow_multideploy.core.ledger import Override, TargetRecord
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.core.plan import Plan, make_plan
+from airflow_multideploy.core.preview import markdown
 from airflow_multideploy.core.reconcile import facts
-from airflow_multideploy.core.rollout import Rollout
-from airflow_multideploy.operators.reconcile import doubts, reconcile
+from airflow_multideploy.core.status import Status
+from airflow_multideploy.notifications import notify
+from airflow_multideploy.operators.promotion import TargetsOf, hold, no_catalog, others, promoted
+from airflow_multideploy.operators.reconcile import agree, doubts, reconcile
 from airflow_multideploy.operators.release import REFUSED
-from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset
-from airflow_multideploy.platforms import adapter, existing
+from airflow_multideploy.operators.state import (
+    Final,
+    TaskClock,
+    journal_asset,
+    ledger,
+    new_record,
+    recording,
+)
+from airflow_multideploy.operators.turn import passed_over, skip
+from airflow_multideploy.operators.windows import OVERRIDE, closed, waits
+from airflow_multideploy.preview import lacking, poolless, preview, refusals, resolved
+
+PREVIEW = "preview"
+"""XCom key of what a dry run found; with ``_markdown`` behind it, as Markdown."""
 
 
 class PlanOperator(BaseOperator):
@@ -28,53 +46,146 @@ class PlanOperator(BaseOperator):
 
     :param name: the service's name.
     :param service: the service as the catalog has it now; None when the catalog no longer has it.
+    :param targets_of: gives the targets of the services that this one requires.
     """
 
     ui_color = "#eef2fb"
 
-    def __init__(self, *, name: str, service: Service | None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, name: str, service: Service | None, targets_of: TargetsOf = no_catalog, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.service_name = name
         self._service = service
+        self._targets_of = targets_of
         self._clock = TaskClock()
-        self.inlets = [*self.inlets, journal_asset(name)]
+        self.inlets = [*self.inlets, *(journal_asset(each) for each in (name, *(others(service) if service else ())))]
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Plan, check the journals, freeze; returns the plan as JSON."""
+        """Plan, wait for what it builds on, check the journals, freeze; returns the plan as JSON."""
+        return self._go(context)
+
+    def resume(self, context: Context, event: object = None) -> dict[str, Any]:
+        """As `execute`, once it has waited: everything is looked at again."""
+        return self._go(context)
+
+    def _go(self, context: Context) -> dict[str, Any]:
         try:
             plan = self._plan(context)
         except MultideployError as error:
             context["ti"].xcom_push(REFUSED, str(error))
+            self._record(context, None, refused=str(error))
+            skip(f"{target}.deploy" for target in poolless(self._service))
             raise Final(str(error)) from error
+        self._record(context, plan)
         variables.freeze(self.service_name, plan.service, context["run_id"])
         for number, wave in enumerate(plan.waves, start=1):
             self.log.info("wave %d: %s", number, ", ".join(wave))
+        self._tell(context, plan)
         return plan.dump()
+
+    def _tell(self, context: Context, plan: Plan) -> None:
+        release, told = plan.release, plan.service["notify"]
+        if isinstance(told, list) and not plan.dry_run:
+            about = {"service": plan.name, "version": release.version, "reason": release.reason}
+            message = f"{plan.name} {release.version}: started on {', '.join(plan.selected)}"
+            notify((each for each in told if isinstance(each, dict)), context, "started", message=message, **about)
+
+    def _record(self, context: Context, plan: Plan | None, refused: str = "") -> None:
+        """Open this run's record, once the one of a run that died is closed; ``finalize`` says how this one ended."""
+        release = self._asked(context) if plan is None else plan.release
+        if release is None or self._service is None or (plan is not None and plan.dry_run):
+            return
+        agree(context, self.service_name, self._service.targets)
+        with recording():
+            record = new_record(context, self.dag_id, release, now=self._clock.time())
+            if plan is None:
+                record = record.to(status=Status.NOT_STARTED, outcome=refused, met=False, ended_at=self._clock.time())
+            else:
+                platforms = {target: str(plan.config(target)["platform"]) for target in plan.selected}
+                parts = tuple(TargetRecord(target=name, platform=platform) for name, platform in platforms.items())
+                kind = "rollback" if plan.rollback else "release"
+                record = record.to(targets=parts, config_hash=plan.config_hash, kind=kind)
+            ledger(context, self.service_name).keep(record)
+
+    def _asked(self, context: Context) -> Release | None:
+        """What a refused run wanted to release; None when it named no version, or wanted only a plan."""
+        try:
+            conf = self._conf(context)
+        except SpecError:  # an event that says nothing of ours
+            return None
+        version = conf.get("version") or (self._service and self._service.version)
+        if self._service is None or not version or conf.get("dry_run"):
+            return None
+        return Release(
+            service=self.service_name,
+            version=f"{version!s:.128}",
+            image=f"{self._service.artifact.image}:{version!s:.128}",
+            release_id="",
+            reason=str(conf.get("reason") or ""),
+            force=conf.get("force") is True,
+        )
+
+    def _conf(self, context: Context) -> Mapping[str, Any]:
+        """What the run was asked for, by whoever started it or by the release that it promotes."""
+        conf = {**context["params"], **(context["dag_run"].conf or {})}
+        source = promoted(context, self._service.promote if self._service else None)
+        return conf if source is None else {**conf, "version": source.version, "reason": source.said}
 
     def _plan(self, context: Context) -> Plan:
         service = self._service
         if service is None:
             raise SpecError("is no longer in the catalog; add it again", service=self.service_name)
-        conf: Mapping[str, Any] = {**context["params"], **(context["dag_run"].conf or {})}
+        store = context["asset_state_store"][journal_asset(self.service_name)]
+        conf, source = self._conf(context), promoted(context, service.promote)
         plan = make_plan(self.service_name, service, conf, dag_id=self.dag_id, run_id=context["run_id"])
-        if service.artifact.registry_conn_id is not None and service.build is None:
-            plan = self._pin(plan, service)
+        if source is not None:
+            same = {"image": source.image_in(service.artifact.image), "digest": source.digest}
+            plan = plan.model_copy(update={"source": source, "release": plan.release.model_copy(update=same)})
+        else:
+            plan = resolved(plan, service, store)
+        if plan.dry_run:
+            self._show(context, plan, service, store)
+        if why := passed_over(context, plan, service):
+            raise SpecError(why, service=self.service_name)
+        hold(self, context, plan, service, self._clock, targets_of=self._targets_of)
+        self._in_time(context, plan)
         if service.rollback.in_doubt == "reconcile" and not (plan.dry_run or plan.release.force):
             self._reconcile(context, service)
-        refusals = self._refusals(context, plan)
-        if refusals:
-            raise SpecError(refusals, service=self.service_name)
+        if found := refusals(plan, service, store, made=pools.known(), run_id=context["run_id"]):
+            raise SpecError(found, service=self.service_name)
         return plan
 
-    def _pin(self, plan: Plan, service: Service) -> Plan:
-        """The plan with the tag resolved to its digest, so that every platform gets the same bits."""
-        from airflow_multideploy.registry import connect, resolve
+    def _show(self, context: Context, plan: Plan, service: Service, store: Store) -> None:
+        """Push what the release would do, for machines and for people."""
+        others = context["asset_state_store"]
+        missing = lacking(service, self._targets_of, lambda name: others[journal_asset(name)])
+        found = preview(plan, service, store, made=pools.known(), run_id=context["run_id"], lacking=missing)
+        text = markdown(found)
+        context["ti"].xcom_push(PREVIEW, found.dump())
+        context["ti"].xcom_push(f"{PREVIEW}_markdown", text)
+        for line in text.splitlines():
+            self.log.info(line)
 
-        connection = BaseHook.get_connection(str(service.artifact.registry_conn_id))
-        image = connect(service.artifact.image, connection).repository.name
-        digest = resolve(image, plan.release.version, connection)
-        release = plan.release.model_copy(update={"image": f"{image}@{digest}", "digest": digest})
-        return plan.model_copy(update={"release": release})
+    def _in_time(self, context: Context, plan: Plan) -> None:
+        """Refuse, or say that it will be waited, where no window is open or a freeze is on; keep who overrode that.
+
+        What counts is the moment of the first write, so the deploys look again.
+        """
+        platforms = sorted({str(plan.config(target)["platform"]) for target in plan.selected})
+        found = closed(plan.model_copy(update={"override": ""}), self._clock.time(), platforms=platforms)
+        if found is None or plan.dry_run:
+            return
+        if plan.override:
+            by = getattr(context["dag_run"], "triggering_user_name", None) or ""
+            past = Override(what=found.reason, by=by, at=self._clock.time(), reason=plan.override)
+            context["ti"].xcom_push(OVERRIDE, past.dump())
+        elif waits(plan) and found.opens is not None:
+            self.log.warning("%s: will wait: %s", plan.name, found.reason)
+        elif len(platforms) == 1 or all(
+            closed(plan, self._clock.time(), platforms=[platform]) is not None for platform in platforms
+        ):
+            raise SpecError(f"{found.reason}; come back then, or give 'override' a reason", service=plan.name)
 
     def _reconcile(self, context: Context, service: Service) -> None:
         """Settle what runs that are over left in doubt; what stays so is refused afterwards, with the facts."""
@@ -86,23 +197,3 @@ class PlanOperator(BaseOperator):
     def on_kill(self) -> None:
         """Stop waiting; what was being reconciled stays in doubt, and its journal says how far it came."""
         self._clock.stop()
-
-    def _refusals(self, context: Context, plan: Plan) -> list[str]:
-        found = []
-        for target in plan.selected:
-            platform = adapter(plan.config(target), service=self.service_name, target=target)
-            try:
-                with existing(platform.config.conn_id, platform.error):
-                    BaseHook.get_connection(platform.config.conn_id)
-            except PlatformError as error:
-                found.append(str(error))
-            rollout = Rollout(
-                platform,
-                journal(context, self.service_name, target),
-                self._clock,
-                dag_id=self.dag_id,
-                run_id=context["run_id"],
-            )
-            if (why := rollout.refuse(plan.release)) is not None:
-                found.append(why)
-        return found

@@ -12,11 +12,12 @@ from airflow.sdk import BaseOperator, Context
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import RollbackFailed
 from airflow_multideploy.core.journal import Entry
+from airflow_multideploy.core.ledger import agreed
 from airflow_multideploy.core.models import Event, Service, TargetConfig
 from airflow_multideploy.core.reconcile import facts, settle
 from airflow_multideploy.core.wait import Clock
 from airflow_multideploy.notifications import notify
-from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset
+from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset, ledger, recording
 from airflow_multideploy.platforms import adapter
 
 SERVICES_AT_ONCE = 8
@@ -43,6 +44,27 @@ def reconcile(
     return settle(found, targets, platform=platform, journal=lambda t: journal(context, service, t), clock=clock)
 
 
+def agree(context: Context, service: str, targets: Iterable[str]) -> None:
+    """Make the ledger say what the journals say, about runs that died before they had kept it, or were settled later.
+
+    Looks at the runs that the journals name, and at the last one that the ledger has.
+    """
+    with recording():
+        book = ledger(context, service)
+        last = next(book.records(), None)
+        names = {*targets, *(each.target for each in (last.targets if last else ()))}
+        found = {target: journal(context, service, target).read() for target in names}
+        entries = {target: entry for target, entry in found.items() if entry is not None}
+        runs = {(entry.dag_id, entry.run_id) for entry in entries.values()}
+        runs |= {(last.dag_id, last.run_id)} if last else set()
+        for dag_id, run_id in runs - {(context["dag"].dag_id, context["run_id"])}:
+            with recording():  # one that is spoilt stands in the way of no other
+                record = book.find(dag_id, run_id)
+                now = record and agreed(record, entries)
+                if now is not None and now != record and not _live(context, dag_id, [run_id]):
+                    book.keep(now)
+
+
 def _live(context: Context, dag_id: str, run_ids: list[str] | None = None) -> bool:
     states = ["queued", "running"]
     return bool(context["ti"].get_dr_count(dag_id=dag_id, run_ids=run_ids, states=states))
@@ -55,7 +77,7 @@ class ReconcileOperator(BaseOperator):
     Fails when something stays in doubt, so that the colour, and whoever listens for failures, tells.
 
     :param services: the catalog.
-    :param settle: False reports, and writes nothing.
+    :param settle: False reports, and touches no target.
     """
 
     ui_color = "#fdeeea"
@@ -92,6 +114,7 @@ class ReconcileOperator(BaseOperator):
             left = reconcile(context, name, service.targets, found, self._clock)
         else:
             left = {target: facts(entry) for target, entry in found.items()}
+        agree(context, name, service.targets)
         for target, why in left.items():
             message = f"{name}/{target}: " + (f"in doubt: {why}" if why else "was in doubt, now verified back")
             told = [settings.model_dump(mode="json") for settings in service.notify]

@@ -9,8 +9,11 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_multideploy import variables
+from airflow_multideploy.core.contract import Release
 from airflow_multideploy.core.errors import ReleaseFailed
-from airflow_multideploy.core.journal import GOOD, Entry, Phase
+from airflow_multideploy.core.gate import Choice
+from airflow_multideploy.core.journal import GOOD, D, Entry, Phase
+from airflow_multideploy.core.ledger import Approval, Override, TargetRecord
 from airflow_multideploy.core.models import AtLeast, Edge, Notify, Policy, Strategy, TargetConfig
 from airflow_multideploy.core.plan import Plan
 from airflow_multideploy.core.rollout import CONTINUABLE
@@ -18,12 +21,19 @@ from airflow_multideploy.core.status import Status, TargetResult
 from airflow_multideploy.core.verdict import Rules, Verdict, judge, table
 from airflow_multideploy.notifications import notify
 from airflow_multideploy.operators.deploy import DeployOperator, outcome_of
+from airflow_multideploy.operators.promotion import tell
 from airflow_multideploy.operators.state import (
     Final,
+    TaskClock,
     journal,
     journal_asset,
+    ledger,
+    new_record,
+    not_approved,
     pull_plan,
+    recording,
     service_asset,
+    target_asset,
 )
 
 REFUSED = "refused"
@@ -39,8 +49,11 @@ class ReleaseOperator(BaseOperator):
     :param strategy: what goes back when it does not: ``all``, ``failed``, ``dependents``, ``manual`` or ``none``; a
         plan's wins.
     :param keep_on_cancel: True leaves what is live when the run is marked failed; False (default) undoes it.
+    :param default: with strategy ``manual``, what no answer in time means; a plan's wins.
     :param plan_task_id: the task that froze the plan, when there is one.
+    :param approve_task_id: the task in which somebody approves the release, when there is one.
     :param aggregate_task_id: the task whose verdict the later ones follow.
+    :param decide_task_id: the task in which a person picks, when there is one: then its verdict comes first.
     """
 
     def __init__(
@@ -50,10 +63,13 @@ class ReleaseOperator(BaseOperator):
         service_name: str | None = None,
         policy: Policy | dict[str, int] = "all",
         strategy: Strategy = "all",
+        default: Choice = "roll_back_all",
         keep_on_cancel: bool = False,
         plan_task_id: str | None = None,
         build_task_id: str | None = None,
+        approve_task_id: str | None = None,
         aggregate_task_id: str = "aggregate_status",
+        decide_task_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("trigger_rule", "all_done")
@@ -66,15 +82,19 @@ class ReleaseOperator(BaseOperator):
         chosen = AtLeast.model_validate(policy) if isinstance(policy, Mapping) else policy
         self.rules = Rules(policy=chosen, strategy=strategy, keep_on_cancel=keep_on_cancel)
         self.plan_task_id, self.build_task_id = plan_task_id, build_task_id
-        self.aggregate_task_id = aggregate_task_id
+        self.approve_task_id, self.default = approve_task_id, default
+        self.aggregate_task_id, self.decide_task_id = aggregate_task_id, decide_task_id
         self.inlets = [*self.inlets, journal_asset(self.service_name)]
 
-    def judge(self, context: Context, *, final: bool = True) -> Verdict:
-        """The verdict as it is now: from the journals, and from XCom for targets that have none in this run."""
+    def judge(self, context: Context, *, final: bool = True, choice: Choice | None = None) -> Verdict:
+        """The verdict as it is now: from the journals, and from XCom for targets that have none in this run.
+
+        :param choice: what a person picked; None: what this run's verdict says so far, or else the default.
+        """
         plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
         results = self._results(context, plan)
         if plan is None:
-            rules, configs = self.rules, self._configs(context)
+            rules, default = self.rules, self.default
             asked = str((context["dag_run"].conf or {}).get("version") or "")
             version = next((r.version for r in results.values() if r.version), asked)
         else:
@@ -84,23 +104,28 @@ class ReleaseOperator(BaseOperator):
                 strategy=settings["rollback"]["strategy"],
                 keep_on_cancel=settings["rollback"]["cancel"] == "keep",
             )
-            configs = {target: common_config(plan.config(target)) for target in self.tasks}
-            version = plan.release.version
+            version, default = plan.release.version, settings["rollback"].get("default") or self.default
+        earlier = self._decided(context) or {}
+        cancelled = self._stopped(context, results, planned=plan is not None)
         return judge(
             results,
-            configs,
+            self._configs(context, plan),
             service=self.service_name,
             version=version,
             rules=rules,
-            cancelled=self._stopped(context, results, planned=plan is not None),
+            cancelled=cancelled,
             dry_run=plan is not None and plan.dry_run,
             final=final,
-            refused=self._refused(context, planned=plan is not None, results=results),
+            refused=self._refused(context, plan, results, cancelled=cancelled),
+            choice=choice or earlier.get("choice") or default,
         )
 
     def _results(self, context: Context, plan: Plan | None) -> dict[str, TargetResult]:
-        aside = () if plan is None else self.tasks.keys() - set(plan.selected)
-        skipped = {target: TargetResult(target=target, phase=Phase.SKIPPED, deployed=Phase.SKIPPED) for target in aside}
+        aside = {} if plan is None else {t: plan.skipped.get(t, "") for t in self.tasks.keys() - set(plan.selected)}
+        skipped = {
+            target: TargetResult(target=target, phase=Phase.SKIPPED, deployed=Phase.SKIPPED, reason=why)
+            for target, why in aside.items()
+        }
         results = {target: skipped.get(target) or self._outcome(context, target) for target in self.tasks}
         earlier = self._decided(context)
         for was in Verdict.model_validate(earlier).results if earlier else ():
@@ -112,11 +137,13 @@ class ReleaseOperator(BaseOperator):
         return results
 
     def _decided(self, context: Context) -> dict[str, Any] | None:
-        """What aggregate_status said, for the tasks after it."""
-        if self.task_id == self.aggregate_task_id:
-            return None
-        said: dict[str, Any] | None = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
-        return said
+        """The verdict so far, for the tasks after aggregate_status: where a person picked, the one that followed."""
+        order = [self.aggregate_task_id, self.decide_task_id]
+        before = order[: order.index(self.task_id)] if self.task_id in order else order
+        for task_id in reversed(before):
+            if task_id and (said := context["ti"].xcom_pull(task_ids=task_id, key="return_value")):
+                return dict(said)
+        return None
 
     def _stopped(self, context: Context, results: Mapping[str, TargetResult], *, planned: bool) -> bool:
         """Whether a person stopped the run.
@@ -139,25 +166,29 @@ class ReleaseOperator(BaseOperator):
         states = context["ti"].get_task_states(dag_id=self.dag_id, task_ids=never, run_ids=[run_id]).get(run_id, {})
         return any(str(states.get(task_id)) == "skipped" for task_id in never)
 
-    def _refused(self, context: Context, *, planned: bool, results: Mapping[str, TargetResult]) -> str:
+    def _refused(
+        self, context: Context, plan: Plan | None, results: Mapping[str, TargetResult], *, cancelled: bool
+    ) -> str:
         """Why nothing was started, or an empty string."""
         if any(result.touched for result in results.values()):
             return ""
         for task_id in (self.plan_task_id, self.build_task_id):
             if task_id is not None and (why := context["ti"].xcom_pull(task_ids=task_id, key=REFUSED)):
                 return str(why)
-        if self.plan_task_id is not None and not planned:
+        if self.plan_task_id is not None and plan is None:
             return f"the {self.plan_task_id} task did not end well; its log says why"
         if self.build_task_id is not None and not context["ti"].xcom_pull(task_ids=self.build_task_id):
             return f"the {self.build_task_id} task did not end well; its log says why"
+        if self.approve_task_id is not None and not (cancelled or (plan is not None and plan.dry_run)):
+            return not_approved(context, [self.approve_task_id])
         return ""
 
-    def _close(self, context: Context) -> None:
+    def _close(self, context: Context, clear: float | None = None) -> None:
         """From here on what the journals say stands: a deploy that was thought dead and wakes up now stops."""
+        clear = clear or getattr(context["dag_run"], "clear_number", None) or 0
         for target in self.tasks:
             entry = self._entry(context, target)
             if entry is None or entry.phase in CONTINUABLE:
-                clear = getattr(context["dag_run"], "clear_number", None) or 0
                 journal(context, self.service_name, target).close(self.dag_id, context["run_id"], clear)
 
     def _outcome(self, context: Context, target: str) -> TargetResult:
@@ -169,8 +200,10 @@ class ReleaseOperator(BaseOperator):
         mine = entry is not None and (entry.dag_id, entry.run_id) == (self.dag_id, context["run_id"])
         return entry if mine else None
 
-    def _configs(self, context: Context) -> dict[str, TargetConfig]:
-        """Without a plan: what the journals hold, with the dependencies that the DAG's own edges show."""
+    def _configs(self, context: Context, plan: Plan | None) -> dict[str, TargetConfig]:
+        """By the plan; without one what the journals hold, with the dependencies that the DAG's own edges show."""
+        if plan is not None:
+            return {target: common_config(plan.config(target)) for target in self.tasks}
         configs = {}
         for target, task_id in self.tasks.items():
             upstream = self.dag.get_task(task_id).upstream_task_ids if self.dag else set()
@@ -179,6 +212,23 @@ class ReleaseOperator(BaseOperator):
             known = dict(entry.config) if entry else {"platform": "", "conn_id": "-"}
             configs[target] = common_config({**known, "depends_on": edges or known.get("depends_on", [])})
         return configs
+
+    def _go_on(self, context: Context, verdict: Verdict, tasks: Mapping[str, str]) -> None:
+        """Push the verdict, and end with the tasks skipped that have nothing to do.
+
+        :param tasks: ids of the rollback tasks by target.
+        """
+        context["ti"].xcom_push("return_value", verdict.dump())
+        self.log.info("%s %s: %s %s", verdict.service, verdict.version, verdict.status, verdict.reason)
+        decide = self.decide_task_id if self.task_id == self.aggregate_task_id else None
+        if decide and verdict.asks:
+            return  # what goes back is picked there
+        idle = [task_id for target, task_id in tasks.items() if target not in verdict.restore]
+        idle += [decide] if decide else []
+        if verdict.restore:
+            self.log.warning("going back: %s", ", ".join(verdict.restore))
+        if idle:
+            raise DownstreamTasksSkipped(tasks=idle)  # type: ignore[no-untyped-call]
 
 
 class AggregateStatusOperator(ReleaseOperator):
@@ -202,20 +252,14 @@ class AggregateStatusOperator(ReleaseOperator):
     def execute(self, context: Context) -> None:
         """Judge, push the document, and skip the rollback tasks that have nothing to do."""
         self._close(context)
-        verdict = self.judge(context, final=False)
-        context["ti"].xcom_push("return_value", verdict.dump())
-        self.log.info("%s %s: %s %s", verdict.service, verdict.version, verdict.status, verdict.reason)
-        if verdict.restore:
-            self.log.warning("going back: %s", ", ".join(verdict.restore))
-        idle = [task_id for target, task_id in self.rollbacks.items() if target not in verdict.restore]
-        if idle:
-            raise DownstreamTasksSkipped(tasks=idle)  # type: ignore[no-untyped-call]
+        self._go_on(context, self.judge(context, final=False), self.rollbacks)
 
 
 class FinalizeOperator(ReleaseOperator):
     """Says how the release ended; the only leaf of its DAG, so that the run's colour is the truth.
 
-    ``return_value`` is the result document. On ``succeeded`` and ``degraded`` the service's asset gets an event.
+    ``return_value`` is the result document. On ``succeeded`` and ``degraded`` the service's asset gets an event, and so
+    does that of each target on which the release is live.
 
     :param notify: who is told how it ended, each as `ReleaseNotifier` is made; a plan's wins.
     """
@@ -226,7 +270,9 @@ class FinalizeOperator(ReleaseOperator):
         super().__init__(**kwargs)
         self._notifiers = tuple(Notify.model_validate(settings).model_dump(mode="json") for settings in notify)
         self.on_failure_fail_dagrun = True
-        self.outlets = [*self.outlets, service_asset(self.service_name)]
+        self._clock = TaskClock()
+        assets = service_asset(self.service_name), *(target_asset(self.service_name, each) for each in self.tasks)
+        self.outlets = [*self.outlets, *assets]
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Judge again, now with the rollbacks; fail unless the release is good.
@@ -239,6 +285,8 @@ class FinalizeOperator(ReleaseOperator):
         self._settle(context, verdict)
         if self.plan_task_id is not None:
             variables.thaw(self.service_name)
+        release = self._release(context)
+        self._record(context, verdict, release)
         document = verdict.dump()
         context["ti"].xcom_push("return_value", document)
         for row in table(verdict):
@@ -254,14 +302,64 @@ class FinalizeOperator(ReleaseOperator):
         if verdict.dry_run:
             # A task that succeeds tells all who wait for the service's asset; nothing was released.
             raise AirflowSkipException("dry run: nothing was written")
-        context["outlet_events"][service_asset(self.service_name)].extra = {
-            "status": str(verdict.status),
-            "version": verdict.version,
-            "dry_run": verdict.dry_run,
-            "run_id": context["run_id"],
-            "targets": {r.target: str(r.phase) for r in verdict.results},
-        }
+        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        tell(self, context, verdict, release, plan)
         return document
+
+    def _release(self, context: Context) -> Release | None:
+        """What this run released: by the plan, with what was built; without a plan by the journals, if they know."""
+        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        if plan is None:
+            entries = (self._entry(context, target) for target in self.tasks)
+            return next((entry.release for entry in entries if entry is not None), None)
+        built = self.build_task_id and context["ti"].xcom_pull(task_ids=self.build_task_id)
+        update = {"image": built["image"], "digest": built.get("digest")} if built else {}
+        return plan.release.model_copy(update=update)
+
+    def _record(self, context: Context, verdict: Verdict, release: Release | None) -> None:
+        """Close the run's record. A run that never named a version leaves none."""
+        asked_for = {**context["params"], **(context["dag_run"].conf or {})}
+        if asked_for.get("dry_run") or not verdict.version:
+            return
+        book, opened, now = ledger(context, self.service_name), None, self._clock.time()
+        with recording():
+            opened = book.find(self.dag_id, context["run_id"])
+        with recording():
+            asked = release or Release(service=self.service_name, version=verdict.version, image="", release_id="")
+            fresh = new_record(context, self.dag_id, asked, now=now)
+            record = opened or fresh
+            platforms = {each.target: each.platform for each in record.targets}
+            parts = (r for r in verdict.results if r.phase is not Phase.SKIPPED or r.reason)
+            record = record.to(
+                image=asked.image or record.image,
+                digest=asked.digest,
+                status=verdict.status,
+                outcome=verdict.reason,
+                met=verdict.met and not verdict.cancelled,
+                restore=verdict.restore,
+                started_at=fresh.started_at,
+                ended_at=now,
+                targets=tuple(TargetRecord.of(r, platform=platforms.get(r.target, "")) for r in parts),
+                approvals=self._left(context, "approval", Approval, record.approvals),
+                overrides=self._left(context, "override", Override, record.overrides),
+            )
+            book.keep(record)
+
+    def _left(self, context: Context, key: str, kind: type[D], known: tuple[D, ...]) -> tuple[D, ...]:
+        """What the tasks before the deploys, and gates between them, left for the record: one document each, or a list.
+
+        :param known: what the record holds already.
+        """
+        found = list(known)
+        for task_id in sorted(self.get_flat_relative_ids(upstream=True)):
+            task = self.dag and self.dag.get_task(task_id)
+            if task_id == self.decide_task_id or not isinstance(task, DeployOperator | ReleaseOperator | None):
+                left = context["ti"].xcom_pull(task_ids=task_id, key=key) or []
+                what = f"the {key} that task {task_id} left in XCom"
+                for each in left if isinstance(left, list) else [left]:
+                    with recording():  # one that is spoilt costs the record nothing else
+                        found.append(kind.load(each, what=what, remedy="clear that task"))
+        return tuple(dict.fromkeys(found))
 
     def _notify(self, context: Context, document: dict[str, Any], message: str) -> None:
         plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)

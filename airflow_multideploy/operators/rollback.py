@@ -15,7 +15,8 @@ from airflow_multideploy.core.rollback import WayBack, blockers, quiet_from
 from airflow_multideploy.core.status import result_of
 from airflow_multideploy.core.verdict import Verdict
 from airflow_multideploy.operators.deploy import CONSOLE, ConsoleLink
-from airflow_multideploy.operators.release import ReleaseOperator, common_config
+from airflow_multideploy.operators.release import ReleaseOperator
+from airflow_multideploy.operators.retry import BY_ERROR_CLASS
 from airflow_multideploy.operators.state import Final, TaskClock, journal, pull_plan, seen_by_trigger
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger
@@ -41,13 +42,14 @@ class RollbackOperator(ReleaseOperator):
         deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("retry_policy", BY_ERROR_CLASS)
         super().__init__(**kwargs)
         self.target, self.deferrable = target, deferrable
         self._clock = TaskClock()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Go back, wait until the snapshot serves, and return the target's result document."""
-        pulled = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
+        pulled = self._decided(context)
         what, remedy = f"the verdict that {self.aggregate_task_id} left in XCom", "clear that task"
         verdict = Verdict.load(pulled, what=what, remedy=remedy) if pulled else self.judge(context)
         entry = self._entry(context, self.target)
@@ -122,10 +124,8 @@ class RollbackOperator(ReleaseOperator):
 
     def _blocked(self, context: Context, verdict: Verdict, entry: Entry) -> None:
         """No dependency goes back before its dependents."""
-        if self.plan_task_id is not None and (plan := pull_plan(context, self.plan_task_id)) is not None:
-            configs = {target: common_config(plan.config(target)) for target in self.tasks}
-        else:
-            configs = self._configs(context)
+        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        configs = self._configs(context, plan)
         waiting = []
         for other in sorted(blockers(self.target, configs, frozenset(verdict.restore))):
             theirs = self._entry(context, other)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 from airflow.sdk import Asset, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_multideploy.core.contract import Observation
+from airflow_multideploy.core.contract import Observation, Release
 from airflow_multideploy.core.errors import MultideployError
 from airflow_multideploy.core.journal import Journal
-from airflow_multideploy.core.plan import Plan
+from airflow_multideploy.core.ledger import Approval, Ledger, Record
+from airflow_multideploy.core.plan import Plan, release_id
 from airflow_multideploy.core.wait import SystemClock
 
 GROUP = "multideploy"
+_STARTED_BY = {"scheduled": "schedule", "asset_triggered": "asset", "asset_materialization": "asset"}
+_log = logging.getLogger(__name__)
 
 
 @cache
@@ -32,6 +39,11 @@ def service_asset(service: str) -> Asset:
     return _asset(service)
 
 
+def target_asset(service: str, target: str) -> Asset:
+    """The asset of one target: gets an event for each release that is live there at its end."""
+    return _asset(f"{service}/{target}")
+
+
 def _asset(name: str) -> Asset:
     """An asset whose URI is set past Airflow's normaliser, which would import every provider's assets and their SDKs:
     a second of CPU in every process that parses a DAG."""
@@ -44,6 +56,43 @@ def journal(context: Context, service: str, target: str) -> Journal:
     """The journal of one target, out of a running task."""
     store = context["asset_state_store"][journal_asset(service)]
     return Journal(store, f"{service}/{target}", prefix=f"{target}.")
+
+
+def ledger(context: Context, service: str) -> Ledger:
+    """The ledger of a service, out of a running task."""
+    return Ledger(context["asset_state_store"][journal_asset(service)], service)
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """What goes wrong in the block is logged, and no more: the ledger tells of releases, and decides nothing."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - a spoilt document, a store that does not answer, a bug: the release goes on
+        _log.exception("the ledger could not be kept; the release goes on")
+
+
+def new_record(context: Context, dag_id: str, release: Release, *, now: float) -> Record:
+    """The record of this run, before anything is known but who asked for what.
+
+    :param now: epoch seconds, for a run of which Airflow does not tell when it began.
+    """
+    run: Any = context["dag_run"]
+    began, kind = getattr(run, "start_date", None), getattr(run, "run_type", "manual")
+    kind = str(getattr(kind, "value", kind))
+    return Record(
+        release_id=release_id(dag_id, context["run_id"]),
+        service=release.service,
+        dag_id=dag_id,
+        run_id=context["run_id"],
+        version=release.version,
+        image=release.image,
+        digest=release.digest,
+        actor=getattr(run, "triggering_user_name", None) or _STARTED_BY.get(kind, kind),
+        reason=release.reason,
+        force=release.force,
+        started_at=began.timestamp() if began is not None else now,
+    )
 
 
 def pull_plan(context: Context, task_id: str) -> Plan | None:
@@ -59,6 +108,25 @@ def seen_by_trigger(event: object, name: str) -> Observation:
     :raises SpecError: the event is no observation; another try of the task looks again.
     """
     return Observation.load(event, what=f"{name}: the triggerer's event", remedy="clear the task: it looks again")
+
+
+APPROVAL = "approval"
+"""XCom key under which a gate leaves what was chosen there."""
+
+
+def not_approved(context: Context, gates: Iterable[str]) -> str:
+    """Why one of these gates lets nothing past, or an empty text. A gate that says nothing says no.
+
+    :param gates: ids of the tasks.
+    """
+    for gate in gates:
+        documents: Any = context["ti"].xcom_pull(task_ids=gate, key=APPROVAL)
+        if not documents:
+            return f"the {gate} task did not end well; its log says why"
+        said = Approval.load(documents[-1], what=f"what task {gate} left in XCom", remedy="clear that task")
+        if said.choice != "approve":
+            return f"rejected by {said.by}: {said.reason}".rstrip(": ") if said.by else f"not approved: {said.reason}"
+    return ""
 
 
 class Final(MultideployError, AirflowFailException):

@@ -1,4 +1,4 @@
-"""Wiring: what follows the deploys of a release."""
+"""Wiring: what stands before the deploys of a release, and what follows them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,56 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import TaskGroup
+from airflow.sdk import BaseOperator, TaskGroup, TriggerRule
 
-from airflow_multideploy.core.models import Policy, Strategy
+from airflow_multideploy.core.models import Policy, Rollback, Service, Strategy
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.release import AggregateStatusOperator, FinalizeOperator
 from airflow_multideploy.operators.rollback import RollbackOperator
 
+FIRST: dict[str, Any] = {"priority_weight": 2, "weight_rule": "absolute"}
+"""Of a rollback among all that wait for a slot of a lock's pool, where deploys have 1."""
 PATIENT = 4
 """At least so many further tries have the tasks that only look and say, 5, 10, 20 and 40 seconds or a little more
 apart: an api-server or a database that restarts must not cost a release its verdict."""
+APPROVE, DECIDE = "approve", "decide"
+RETRIES = 10
+"""At least so often a person may ask for a retry."""
+HOUR = 3600.0
+
+
+def gates(
+    service: Service, first: BaseOperator, deploys: Mapping[str, DeployOperator], **operator_args: Any
+) -> BaseOperator:
+    """Put a service's approvals before its deploys; returns the task that the first ones wait for.
+
+    :param first: the task that they wait for so far.
+    :param deploys: by target, not wired yet.
+    :param operator_args: of every gate.
+    """
+    own = {target: config.approval for target, config in service.targets.items() if config.approval is not None}
+    if service.approval is None and not own:
+        return first
+    from airflow_multideploy.operators.approval import ApproveOperator  # most services do without what it imports
+
+    operator_args = {**operator_args, "retries": max(operator_args.get("retries", 0), PATIENT)}
+    if service.approval is not None:
+        gate = ApproveOperator(task_id=APPROVE, gate=service.approval, **operator_args)
+        first >> gate
+        first = gate
+        for deploy in deploys.values():
+            deploy.gates = (APPROVE,)
+    for target, asked in own.items():
+        deploy, edges = deploys[target], service.targets[target].depends_on
+        rule = TriggerRule.ALL_DONE if edges else TriggerRule.ALL_SUCCESS
+        with deploy.task_group or TaskGroup(target):
+            gate = ApproveOperator(
+                task_id=APPROVE, gate=asked, deploy_task_id=deploy.task_id, trigger_rule=rule, **operator_args
+            )
+        deploy.gates += (gate.task_id,)
+        gate.set_upstream([deploys[edge.target] for edge in edges] or first)
+        gate >> deploy
+    return first
 
 
 def finish(
@@ -23,58 +63,93 @@ def finish(
     *,
     policy: Policy | dict[str, int] = "all",
     strategy: Strategy = "all",
+    manual: Mapping[str, Any] | None = None,
     keep_on_cancel: bool = False,
     notify: Sequence[Mapping[str, Any]] = (),
     plan_task_id: str | None = None,
     build_task_id: str | None = None,
+    approve_task_id: str | None = None,
     group: str = "rollback",
     deferrable: bool = True,
+    pools: Mapping[str, str] | None = None,
     retries: int = 2,
     **operator_args: Any,
 ) -> FinalizeOperator:
     """The tail of a release: aggregate, rollbacks in the reverse order of the deploys, finalize; wired and returned.
 
     :param deploys: the deploy tasks, already wired among each other.
+    :param manual: for the strategy of that name ``users``, ``timeout`` and ``default``, as in a catalog's ``rollback``.
+    :param pools: by target, the Airflow pool in which its rollback runs, before any deploy that waits for a slot there.
     :param retries: of the rollbacks; aggregate and finalize have `PATIENT` at least.
     :param operator_args: of every task that is made here, such as ``owner``.
     :param notify: who is told how it ended, each as `ReleaseNotifier` is made.
     """
+    asked = Rollback.model_validate({"strategy": strategy, **(manual or {})})
     common: dict[str, Any] = {
         "deploys": deploys,
         "policy": policy,
         "strategy": strategy,
+        "default": asked.default or "roll_back_all",
         "keep_on_cancel": keep_on_cancel,
         "plan_task_id": plan_task_id,
         "build_task_id": build_task_id,
+        "approve_task_id": approve_task_id,
+        "decide_task_id": DECIDE if strategy == "manual" else None,
         "retry_delay": timedelta(seconds=5),
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": timedelta(seconds=60),
         **operator_args,
     }
-    aggregate = AggregateStatusOperator(
-        task_id="aggregate_status",
-        rollbacks={deploy.target: f"{group}.{deploy.target}" for deploy in deploys},
-        retries=max(retries, PATIENT),
-        **common,
-    )
+    ids = {deploy.target: f"{group}.{deploy.target}" for deploy in deploys}
+    head = _head(ids, asked, notify, retries, common)
     finalize = FinalizeOperator(task_id="finalize", retries=max(retries, PATIENT), notify=notify, **common)
-    by_task = {deploy.task_id: deploy for deploy in deploys}
     with TaskGroup(group, tooltip="what goes back when the release does not reach its policy"):
         rollbacks = {
             deploy.task_id: RollbackOperator(
                 task_id=deploy.target,
                 target=deploy.target,
-                deferrable=deferrable,
+                deferrable=deferrable and deploy.target not in (pools or {}),  # as in `DeployOperator`
                 retries=retries,
+                **({"pool": pools[deploy.target], **FIRST} if pools and deploy.target in pools else {}),
                 **common,
             )
             for deploy in deploys
         }
-    for task_id, deploy in by_task.items():
-        # Of all targets below it: one in between that has nothing to undo is skipped at once, and holds nobody up.
-        for upstream in deploy.get_flat_relative_ids(upstream=True) & by_task.keys():
-            rollbacks[task_id] >> rollbacks[upstream]
-    aggregate.set_upstream(list(deploys))
-    aggregate.set_downstream([*rollbacks.values(), finalize])
-    finalize.set_upstream(list(rollbacks.values()))
+    _wire(deploys, head, rollbacks, finalize)
     return finalize
+
+
+def _head(
+    ids: Mapping[str, str], asked: Rollback, notify: Sequence[Mapping[str, Any]], retries: int, common: dict[str, Any]
+) -> list[BaseOperator]:
+    """What decides which rollbacks run: aggregate, and the person who picks, with strategy ``manual``."""
+    aggregate = AggregateStatusOperator(
+        task_id="aggregate_status", rollbacks=ids, retries=max(retries, PATIENT), **common
+    )
+    if asked.strategy != "manual":
+        return [aggregate]
+    from airflow_multideploy.operators.decide import DecideOperator  # most services do without what it imports
+
+    limits = {"users": asked.users, "timeout": asked.timeout or HOUR, "retries": max(retries, RETRIES)}
+    return [aggregate, DecideOperator(task_id=DECIDE, rollbacks=ids, notify=notify, **limits, **common)]
+
+
+def _wire(
+    deploys: Sequence[DeployOperator],
+    head: Sequence[BaseOperator],
+    rollbacks: Mapping[str, RollbackOperator],
+    finalize: FinalizeOperator,
+) -> None:
+    """
+    :param head: aggregate, and decide where there is one.
+    :param rollbacks: by the id of the deploy task.
+    """
+    for deploy in deploys:
+        # Of all targets below it: one in between that has nothing to undo is skipped at once, and holds nobody up.
+        for upstream in deploy.get_flat_relative_ids(upstream=True) & rollbacks.keys():
+            rollbacks[deploy.task_id] >> rollbacks[upstream]
+    head[0].set_upstream(list(deploys))
+    head[0].set_downstream(list(head[1:]))
+    for task in head:
+        task.set_downstream([*rollbacks.values(), finalize])
+    finalize.set_upstream(list(rollbacks.values()))

@@ -70,6 +70,10 @@ class MemoryStore:
                 self.crash_after = None
                 raise Crash(f"after the journal's {key!r}")
 
+    def delete(self, key: str) -> None:
+        """Forget a value."""
+        self._kept.pop(key, None)
+
 
 @dataclass
 class Fault:

@@ -120,6 +120,12 @@ def test_merging_is_idempotent_and_what_is_laid_over_wins(document: Any) -> None
             {"targets": {"aws": {"platform": "fake", "conn_ud": "c"}}},
             "targets.aws.conn_ud: unknown key; did you mean 'co",
         ),
+        ({"params": {"Region": {}}}, "params.Region.[key]: "),
+        ({"params": {"force": {}}}, "params.force: every run has one of that name; rename it"),
+        ({"params": {"region": {"default": 1}}}, "params.region.default: expected a string"),
+        ({"params": {"region": {"default": "x", "enum": ["eu"]}}}, "params.region.default: is none of eu; take one"),
+        ({"params": {"region": {}}, "schedule": "0 1 * * *", "version": "1"}, "params.region.default: missing; a sche"),
+        ({"max_parallel": 0}, "max_parallel: "),
     ],
 )
 def test_each_problem_names_its_path_and_a_remedy(change: dict[str, Any], said: str) -> None:

@@ -146,3 +146,51 @@ def test_a_selection_that_cannot_reach_the_quorum_is_refused_before_anything_is_
     made = service(success={"policy": AtLeast(at_least=2)})
     assert "select more" in problems({"version": "1", "targets": ["aws", "aws"]}, made)[0]
     assert plan({"version": "1", "targets": ["aws", "gcp"]}, made).selected == ("aws", "gcp")
+
+
+def conditional() -> Service:
+    """aws in every region, gcp in the US alone, dc after aws; a run may say the region and how many."""
+    made = targets({"aws": [], "gcp": [], "dc": ["gcp"]})
+    made["gcp"] = made["gcp"].model_copy(update={"when": 'params.region == "us"'})
+    params = {"region": {"default": "eu", "enum": ["eu", "us"]}, "count": {"type": "integer"}}
+    document = {"artifact": {"image": "registry.test/shop"}, "targets": made, "params": params}
+    return Service.model_validate(document)
+
+
+def test_a_target_whose_condition_is_not_met_is_skipped_with_the_reason() -> None:
+    made = plan({"version": "1", "count": 1}, conditional())
+    assert made.selected == ("aws", "dc")
+    assert made.skipped == {"gcp": 'not when params.region == "us"'}
+    assert made.waves == (("aws",), ("dc",))
+    assert plan({"version": "1", "count": 1, "region": "us"}, conditional()).selected == ("aws", "gcp", "dc")
+
+
+@pytest.mark.parametrize(
+    ("conf", "said"),
+    [
+        ({}, "conf.count: missing; give an integer"),
+        ({"count": "1"}, "conf.count: expected an integer"),
+        ({"count": True}, "conf.count: expected an integer"),
+        ({"count": 1, "region": "mars"}, "conf.region: is none of eu, us; take one of those"),
+        (
+            {"count": 1, "regoin": "us"},
+            "conf.regoin: unknown key; known: version, targets, reason, dry_run, force, reg",
+        ),
+        ({"count": 1, "targets": ["gcp"]}, 'targets.gcp: not when params.region == "us"'),
+    ],
+)
+def test_a_services_own_params_are_checked(conf: dict[str, Any], said: str) -> None:
+    assert [p for p in problems({"version": "1", **conf}, conditional()) if p.startswith(said)]
+
+
+def test_a_run_that_fails_fast_stops_when_its_policy_is_out_of_reach() -> None:
+    strict = plan({"version": "1"}).fail_fast()
+    assert strict.why([]) == ""
+    assert strict.why(["mars"]) == ""
+    assert strict.why(["gcp"]) == "stopped (fail_fast): gcp failed, and the policy can no longer be reached"
+    quorum = plan({"version": "1"}, service(success={"policy": {"at_least": 2}})).fail_fast()
+    assert (quorum.why(["gcp"]), quorum.why(["dc", "gcp"])[:29]) == ("", "stopped (fail_fast): dc, gcp ")
+    marked = service({"aws": [], "gcp": []}, success={"policy": "critical"})
+    marked.targets["aws"] = marked.targets["aws"].model_copy(update={"critical": True})
+    assert plan({"version": "1"}, marked).fail_fast().why(["gcp"]) == ""
+    assert plan({"version": "1"}, marked).fail_fast().why(["aws"])

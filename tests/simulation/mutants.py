@@ -167,8 +167,8 @@ MUTANTS = (
         (
             (
                 RELEASE,
-                "self.on_failure_fail_dagrun = True\n        self.outlets",
-                "self.outlets",
+                "self.on_failure_fail_dagrun = True\n        self._clock",
+                "self._clock",
             ),
         ),
     ),

@@ -146,8 +146,8 @@ class Oracle:
         failed = {target for target, outcome in outcomes.items() if outcome not in ("good", "skip")}
         if cancelled:
             return set() if self.schedule.keep else touched
-        if self.schedule.strategy in ("none", "manual"):
-            return set()
+        if self.schedule.strategy == "none" or (self.schedule.strategy == "manual" and self.met(outcomes)):
+            return set()  # with manual, nobody answers here: all go back by default
         if self.met(outcomes) or self.schedule.strategy == "failed":
             return failed & touched
         return self._above(failed) & touched if self.schedule.strategy == "dependents" else touched

@@ -19,6 +19,7 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow_multideploy import factory, platforms
 from airflow_multideploy.core.catalog import parse_service
 from airflow_multideploy.core.contract import Handle, Observation, Release, Snapshot
+from airflow_multideploy.core.ledger import Ledger
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.testing.fake import Crash, FakePlatform, FakeWorld, Fault, MemoryStore
 from tests.simulation.runs import Attempt, Run
@@ -161,8 +162,12 @@ class SimStore(MemoryStore):
         """Keep a value."""
         super().set(key, value)
         target, _, key = key.partition(".")
-        _story.record(target, key, value)
         attempt = _story.airflow.attempt
+        if target == Ledger.KEY:
+            if attempt is not None:
+                _story.point(attempt, target)
+            return
+        _story.record(target, key, value)
         if attempt is not None:
             _story.point(attempt, f"journal:{value['phase']}" if key == "journal" else key)
 

@@ -13,10 +13,14 @@ import pytest
 
 from airflow_multideploy.core.contract import State  # noqa: F401 - core loads before Airflow
 from airflow_multideploy.sandbox import CONN_IDS, Sandbox
-from airflow_multideploy.sandbox.airflow import LocalAirflow
+from airflow_multideploy.sandbox.airflow import LocalAirflow, free_port
 
 IMAGE = "registry.example.com/shop"
 KINDS = {"aws": "aws_ecs", "azure": "azure_web_app", "gcp": "gcp_cloud_run", "onprem": "http"}
+SMOKE = f"http://127.0.0.1:{free_port()}"
+"""What the smoke checks of the service ``checked`` ask: a server that its test starts."""
+REGISTRY = f"127.0.0.1:{free_port()}"
+"""Where the images of the service ``ship`` are: a stand-in that its test starts."""
 CANARIES = {kind: f"canary-{kind.replace('_', '-')}-5f1e9c" for kind in KINDS.values()}
 DAGS = Path(__file__).parents[2] / "dags"
 
@@ -88,6 +92,53 @@ def told(sandbox: Sandbox) -> dict[str, Any]:
     return {"notifier": "tests.system.notifier.FileNotifier", "arguments": arguments}
 
 
+ASKING = ("gated", "overdue", "guided", "unattended")
+
+
+def asking(sandbox: Sandbox) -> dict[str, Any]:
+    """Services that wait for people, each on two targets."""
+    arguments = {"path": str(sandbox.folder / "asked"), "line": "{{ release.message }} {{ release.link }}"}
+    asked = {"notifier": "tests.system.notifier.FileNotifier", "arguments": arguments, "events": ["approval_needed"]}
+
+    def service(resource: str, **more: Any) -> dict[str, Any]:
+        both = {name: target for name, target in targets(sandbox, resource).items() if name in ("aws", "onprem")}
+        return {"artifact": {"image": IMAGE}, "targets": both, "notify": [asked], **more}
+
+    services = {
+        "gated": service("gated", approval={"users": ["admin"]}),
+        "overdue": service("overdue", approval={"timeout": 6, "default": "approve"}),
+        "guided": service("guided", rollback={"strategy": "manual"}),
+        "unattended": service(
+            "unattended", rollback={"strategy": "manual", "timeout": 6, "default": "roll_back_failed"}
+        ),
+    }
+    services["overdue"]["targets"]["onprem"]["approval"] = {"timeout": 6}
+    services["guided"]["targets"]["onprem"]["depends_on"] = ["aws"]
+    return services
+
+
+ENVIRONMENTS = ("ship-dev", "ship-staging", "ship-prod")
+
+
+def promoted(sandbox: Sandbox) -> dict[str, Any]:
+    """A service on its way through three environments, and one that waits until it has arrived."""
+
+    def two(resource: str) -> dict[str, Any]:
+        return {name: target for name, target in targets(sandbox, resource).items() if name in ("aws", "onprem")}
+
+    environments = {
+        "dev": {"targets": two("ship-dev")},
+        "staging": {"targets": two("ship-staging"), "promote": {"from": "dev", "bake": 2}},
+        "prod": {"targets": two("ship-prod"), "promote": {"from": "staging", "bake": 12}},
+    }
+    image = {"image": f"{REGISTRY}/ship", "registry_conn_id": "registry"}
+    needs = {"ship-prod": {"version": ">=2", "wait": 300}}
+    return {
+        "ship": {"artifact": image, "environments": environments},
+        "after": {"artifact": {"image": IMAGE}, "targets": two("shop"), "requires": needs},
+    }
+
+
 def catalog(sandbox: Sandbox) -> dict[str, Any]:
     """Fifty services: the ones the tests release, many idle ones, and a broken one."""
 
@@ -105,9 +156,30 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
         "chain": service("chain"),
         "doubt": service("doubt", notify=[told(sandbox)]),
         "settler": service("settler", rollback={"in_doubt": "reconcile"}),
+        "fast": service("fast", fail_fast=True),
+        "back": service("back"),
+        "checked": service("checked"),
+        "lanes": service("lanes", max_parallel=2, params={"region": {"default": "eu", "enum": ["eu", "us"]}}),
     }
     services["chain"]["targets"]["gcp"]["depends_on"] = ["aws"]
     services["chain"]["targets"]["azure"]["depends_on"] = [{"target": "gcp", "when": "failed"}]
+    services["lanes"]["targets"]["gcp"]["when"] = 'params.region == "us"'
+    for name, target in services["checked"]["targets"].items():
+        check = {"http": f"{SMOKE}/{name}/{{version}}", "json": {"path": "status", "equals": "ok"}}
+        target["verify"] = {"checks": [check], "within": 3}
+    services["checked"]["targets"]["onprem"]["verify"]["bake"] = 6
+    services["preview"] = service("preview", {"lock": "cluster-main"})
+    services["preview"]["targets"]["azure"]["depends_on"] = ["aws"]
+    one = {
+        "left": {"lock": {"name": "narrow", "slots": 1}, "deferrable": False, "retries": 0},
+        "right": {"lock": "narrow"},
+        "newer": {"when_busy": "supersede"},
+        "busy": {"when_busy": "reject"},
+    }
+    for name, more in one.items():
+        services[name] = service(name, **more)
+        services[name]["targets"] = {"aws": services[name]["targets"]["aws"]}
+    services |= asking(sandbox) | promoted(sandbox)
     broken = service("broken")
     broken["targets"]["aws"]["clutser"] = broken["targets"]["aws"].pop("cluster")
     services["broken"] = broken
@@ -116,7 +188,27 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
     return services
 
 
-RESOURCES = ("shop", "cancel", "stuck", "vanish", "sync", "timed", "dry", "chain", "doubt", "settler")
+RESOURCES = (
+    "shop",
+    "cancel",
+    "stuck",
+    "vanish",
+    "sync",
+    "timed",
+    "dry",
+    "chain",
+    "doubt",
+    "settler",
+    "fast",
+    "back",
+    "checked",
+    "lanes",
+    "preview",
+    "left",
+    "right",
+    "newer",
+    "busy",
+)
 
 
 @pytest.fixture(scope="session")
@@ -124,16 +216,17 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     home = tmp_path_factory.mktemp("airflow")
     with Sandbox(seconds=4, folder=home / "sandbox", secrets=CANARIES) as sandbox:
         for stand_in in sandbox.stand_ins.values():
-            for resource in RESOURCES:
+            for resource in (*RESOURCES, *ASKING, *ENVIRONMENTS):
                 stand_in.seed(resource, f"{IMAGE}:1.0.0")
         assert all(secret in json.dumps(sandbox.connections()) for secret in CANARIES.values())
         airflow = LocalAirflow(
             home / "home",
             DAGS,
-            connections=sandbox.connections(),
+            connections={**sandbox.connections(), "registry": {"conn_type": "http", "host": f"http://{REGISTRY}"}},
             variables={"multideploy_services": catalog(sandbox)},
             settings={
                 "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+                "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",  # of questions to people too
                 "PYTHONPATH": str(DAGS.parent),  # for tests.system.notifier
                 "AIRFLOW__MULTIDEPLOY__RECONCILE": "rollback",
                 "AIRFLOW__MULTIDEPLOY__RECONCILE_SCHEDULE": "0 0 1 1 *",

@@ -1,0 +1,86 @@
+"""When a release may make its first write: its windows, and the freezes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.providers.standard.triggers.temporal import DateTimeTrigger
+from airflow.sdk import BaseOperator
+
+from airflow_multideploy import variables
+from airflow_multideploy.core.calendar import Blocked, gate, parse_freezes
+from airflow_multideploy.core.errors import SpecError
+from airflow_multideploy.core.plan import Plan
+from airflow_multideploy.core.windows import Scheduled, Windows
+from airflow_multideploy.operators.state import TaskClock
+
+FREEZES = "multideploy_freezes"
+"""Variable: a JSON list of freezes."""
+OVERRIDE = "override"
+"""XCom key of a rule that a release was let past."""
+SHORTEST, LONGEST = 5.0, 1800.0
+"""Seconds of one wait: Airflow takes a task for dead that is deferred and back too soon (docs/measured.md)."""
+
+
+def closed(plan: Plan, now: float, *, platforms: Sequence[str], begun: bool = False) -> Blocked | None:
+    """Why a release may not write now, and from when on it may; None when it may. A rollback always may.
+
+    :param now: epoch seconds.
+    :param platforms: kinds that it would write to.
+    :param begun: it has written elsewhere: it goes on, but for freezes of these platforms in particular.
+    :raises SpecError: the Variable, or a calendar that it names, cannot be read.
+    """
+    if plan.rollback or plan.override:
+        return None
+    try:
+        freezes = parse_freezes(variables.read_json(FREEZES))
+    except SpecError as error:
+        raise SpecError([f"Variable {FREEZES}: {problem}" for problem in error.problems], service=plan.name) from None
+    if begun:
+        freezes = tuple(freeze for freeze in freezes if "*" not in freeze.platforms)
+    found = gate(
+        None if begun else windows_of(plan),
+        freezes,
+        datetime.fromtimestamp(now, UTC),
+        service=plan.name,
+        environment=plan.environment,
+        platforms=platforms,
+    )
+    return found if isinstance(found, Blocked) else None
+
+
+def hold(operator: BaseOperator, plan: Plan, platform: str, clock: TaskClock, *, begun: bool, again: str) -> str:
+    """Wait until this release may write to this platform; an empty text then, or why it may not and does not wait.
+
+    :param clock: the task's; a worker that waits itself sleeps on it.
+    :param begun: see `closed`.
+    :param again: method that the deferred task goes on with; empty: the worker waits.
+    """
+    while (found := closed(plan, clock.time(), platforms=[platform], begun=begun)) is not None:
+        if found.opens is None or not waits(plan):
+            return found.reason
+        operator.log.info("%s: waits: %s", plan.name, found.reason)
+        # Looked at again from time to time: a freeze may be lifted, or another one set.
+        until = min(max(found.opens.timestamp(), clock.time() + SHORTEST), clock.time() + LONGEST)
+        if again:
+            moment = datetime.fromtimestamp(until, UTC)
+            operator.defer(trigger=DateTimeTrigger(moment=moment), method_name=again)
+        clock.sleep(until - clock.time())
+    return ""
+
+
+def windows_of(plan: Plan) -> Windows | None:
+    """The windows that the run's frozen service has, if any."""
+    service: Any = plan.service
+    own, schedule = service.get("windows"), service.get("schedule")
+    if own is None and isinstance(schedule, dict):
+        return Scheduled.model_validate(schedule).windows
+    return None if own is None else Windows.model_validate(own)
+
+
+def waits(plan: Plan) -> bool:
+    """Whether the service waits for its next window, and for the end of a freeze, or refuses."""
+    windows = windows_of(plan)
+    return windows is not None and windows.when_closed == "wait"

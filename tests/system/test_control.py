@@ -1,0 +1,67 @@
+"""Release control on a real Airflow: fail fast, a few at once, conditions, freezes, and going back on demand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.system.conftest import KINDS, Stage, everywhere
+from tests.system.test_ledger import history
+
+pytestmark = pytest.mark.system
+
+
+def test_fail_fast_stops_the_siblings_in_flight_and_takes_them_back(stage: Stage) -> None:
+    for kind in KINDS.values():
+        outcome = {"outcome": "fails"} if kind == "azure_web_app" else {"outcome": "slow", "seconds": 120}
+        stage.sandbox.world.add_fault({"platform": kind, "resource": "fast", **outcome})
+    state, result, _ = stage.release("fast", {"version": "2.0.0"})
+    assert (state, result["status"]) == ("failed", "rolled_back"), result
+    assert stage.live("fast") == everywhere("1.0.0")
+    stopped = {r["target"] for r in result["results"] if "stopped (fail_fast): azure failed" in r["reason"]}
+    assert stopped == {"aws", "gcp", "onprem"}
+    assert result["figures"]["deployment_seconds"] < 60, "nobody waited for the slow ones"
+    assert not result["cancelled"]
+
+
+def test_a_few_at_once_and_a_condition_over_params(stage: Stage) -> None:
+    state, result, run_id = stage.release("lanes", {"version": "2.0.0"})
+    assert (state, result["status"]) == ("success", "succeeded"), result
+    assert stage.live("lanes") == {**everywhere("2.0.0"), "gcp": "1.0.0"}
+    assert stage.airflow.task_instances("lanes", run_id)["gcp.deploy"]["state"] == "skipped"
+    skipped = next(r for r in result["results"] if r["target"] == "gcp")
+    assert skipped["reason"] == 'not when params.region == "us"'
+    state, result, _ = stage.release("lanes", {"version": "3.0.0", "region": "us"})
+    assert (state, stage.live("lanes")) == ("success", everywhere("3.0.0"))
+    spans = [(r["started_at"], r["ended_at"]) for r in result["results"]]
+    most = max(sum(start <= at < end for start, end in spans) for at, _ in spans)
+    assert most == 2, spans
+    with pytest.raises(RuntimeError, match=r": 400 "):
+        stage.airflow.trigger("lanes", {"version": "4.0.0", "region": "mars"})
+
+
+def test_three_versions_back_on_all_platforms_though_the_service_is_frozen(stage: Stage) -> None:
+    for version in ("1.1.0", "1.2.0", "1.3.0", "1.4.0"):
+        assert stage.release("back", {"version": version})[0] == "success"
+    freeze = [{"name": "year end", "from": "2020-01-01T00:00", "to": "2999-01-01T00:00", "services": ["back"]}]
+    stage.airflow.api("POST", "/variables", json={"key": "multideploy_freezes", "value": json.dumps(freeze)})
+    writes = stage.writes()
+    state, result, _ = stage.release("back", {"version": "1.5.0"})
+    assert (state, result["status"]) == ("failed", "not_started")
+    assert "frozen by 'year end'" in result["reason"]
+    assert stage.writes() == writes
+    state, result, _ = stage.release("back", {"version": "1.1.0", "rollback": True, "reason": "INC-7"})
+    assert (state, result["status"]) == ("success", "succeeded"), result
+    assert stage.live("back") == everywhere("1.1.0")
+    assert all(r["verified"] for r in result["results"])
+    state, result, _ = stage.release("back", {"version": "1.5.0", "override": "INC-8"})
+    assert (state, stage.live("back")) == ("success", everywhere("1.5.0")), result
+    kept = history(stage, "back")
+    assert [(r["kind"], r["version"], r["status"]) for r in kept[:3]] == [
+        ("release", "1.5.0", "succeeded"),
+        ("rollback", "1.1.0", "succeeded"),
+        ("release", "1.5.0", "not_started"),
+    ]
+    assert kept[1]["reason"] == "INC-7"
+    assert [(o["reason"], "year end" in o["what"]) for o in kept[0]["overrides"]] == [("INC-8", True)]
