@@ -165,7 +165,14 @@ class AwsPlatform(Platform[C]):
         """
         try:
             from airflow.sdk.exceptions import AirflowException
-            from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, SSLError
+            from botocore.exceptions import (
+                BotoCoreError,
+                ClientError,
+                ConnectionError,
+                HTTPClientError,
+                ParamValidationError,
+                SSLError,
+            )
             from botocore.parsers import ResponseParserError
         except ImportError as error:
             raise missing_extra("aws", error) from error
@@ -188,6 +195,10 @@ class AwsPlatform(Platform[C]):
         except (ConnectionError, HTTPClientError, ResponseParserError) as error:
             retryable = not isinstance(error, SSLError)
             raise self.error(f"{what}: no usable answer: {error}", retryable=retryable) from error
+        except ParamValidationError as error:
+            # The values may be anybody's: what AWS said of a task definition, say, which we hand back to it.
+            found = [line.partition(", value: ")[0] for line in str(error).splitlines()]
+            raise self.error(f"{what}: {' '.join(found)}") from None
         except (BotoCoreError, *unfit) as error:
             raise self.error(f"{what}: {error}") from error
 

@@ -312,6 +312,20 @@ class TestAwsEcs(PlatformContract):
             asyncio.run(platform.aobserve(handle)) if mode == "async" else platform.observe(handle)
         assert not caught.value.retryable
 
+    def test_values_that_botocore_refuses_are_not_repeated(self, stand_in: StandIn) -> None:
+        """What AWS said of a task definition is handed back to it, with whatever stands in its environment."""
+        variable = {"name": "KEY", "value": {"k": "s3cret-canary"}}
+        given = {"family": "f", "containerDefinitions": [{"name": "a", "image": "b", "environment": [variable]}]}
+
+        def steps() -> Any:
+            yield "register_task_definition", given
+
+        with pytest.raises(PlatformError, match=r"environment\[0\].value") as raised:
+            self.platform(stand_in)._run(steps())
+        assert "s3cret" not in str(raised.value)
+        assert raised.value.__cause__ is None
+        assert raised.value.__suppress_context__
+
     @pytest.mark.parametrize("connection", [None, {"extra": {}}, {"extra": {"endpoint_url": "http://192.0.2.1"}}])
     def test_a_connection_that_does_not_do_is_refused_before_any_call(
         self,
