@@ -22,7 +22,7 @@ VERSION_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,39}$"
 RESERVED_SERVICES = frozenset({"multideploy_reconcile", "multideploy_catalog"})
-RESERVED_TARGETS = frozenset({"plan", "build", "aggregate_status", "rollback", "finalize"})
+RESERVED_TARGETS = frozenset({"plan", "build", "deploys_ended", "aggregate_status", "rollback", "finalize"})
 
 _SECRET_KEY = re.compile(
     r"(password|passwd|secret|token|api[_-]?key|private[_-]?key|access[_-]?key|authorization)", re.I

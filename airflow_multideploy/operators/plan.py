@@ -102,6 +102,7 @@ class PlanOperator(BaseOperator):
                 self._clock,
                 dag_id=self.dag_id,
                 run_id=context["run_id"],
+                clear=getattr(context["dag_run"], "clear_number", None) or 0,
             )
             if (why := rollout.refuse(plan.release)) is not None:
                 found.append(why)

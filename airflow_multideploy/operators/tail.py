@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import TaskGroup
 
 from airflow_multideploy.core.models import Policy, Strategy
 from airflow_multideploy.operators.deploy import DeployOperator
-from airflow_multideploy.operators.release import AggregateStatusOperator, FinalizeOperator
+from airflow_multideploy.operators.release import ENDED, AggregateStatusOperator, FinalizeOperator
 from airflow_multideploy.operators.rollback import RollbackOperator
 
 PATIENT = 4
@@ -32,7 +33,8 @@ def finish(
     retries: int = 2,
     **operator_args: Any,
 ) -> FinalizeOperator:
-    """The tail of a release: aggregate, rollbacks in the reverse order of the deploys, finalize; wired and returned.
+    """The tail of a release: a mark that the deploys have ended, aggregate, rollbacks in the reverse order of the
+    deploys, finalize; wired and returned.
 
     :param deploys: the deploy tasks, already wired among each other.
     :param retries: of the rollbacks; aggregate and finalize have `PATIENT` at least.
@@ -74,7 +76,9 @@ def finish(
         # Of all targets below it: one in between that has nothing to undo is skipped at once, and holds nobody up.
         for upstream in deploy.get_flat_relative_ids(upstream=True) & by_task.keys():
             rollbacks[task_id] >> rollbacks[upstream]
-    aggregate.set_upstream(list(deploys))
+    ended = EmptyOperator(task_id=ENDED, trigger_rule="all_done", **operator_args)
+    ended.set_upstream(list(deploys))
+    aggregate.set_upstream([*deploys, ended])
     aggregate.set_downstream([*rollbacks.values(), finalize])
     finalize.set_upstream(list(rollbacks.values()))
     return finalize

@@ -157,6 +157,17 @@ def every_touched_target_settled_or_named_in_status(story: Story) -> Iterator[st
 
 
 @invariant
+def a_way_back_that_failed_is_told_as_the_journal_tells_it(story: Story) -> Iterator[str]:
+    """What the status says of a target that should be back and is not are the journal's words, not the deploy's."""
+    for run in releases(story):
+        for result in (verdict(run) or {"results": ()})["results"]:
+            kept = of_run(story, run.run_id, result["target"], over=True)
+            failed = result["phase"] == "rollback_failed" and kept and kept["phase"] == "rollback_failed"
+            if failed and not run.clear_number and result["reason"] != kept["reason"]:
+                yield f"{run.run_id}: {result['target']}: {result['reason']!r}, and the journal says {kept['reason']!r}"
+
+
+@invariant
 def what_is_verified_back_stays_settled(story: Story) -> Iterator[str]:
     """A journal that says ``rolled_back`` is opened again only when the target no longer serves the snapshot."""
     last: dict[str, Any] = {}

@@ -97,6 +97,7 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
     services = {
         "shop": service("shop"),
         "cancel": service("cancel"),
+        "quorum": service("quorum", success={"policy": {"at_least": 1}}),
         "stuck": service("stuck", {"timeout": 8}),
         "vanish": service("vanish"),
         "sync": service("sync", deferrable=False),
@@ -116,7 +117,7 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
     return services
 
 
-RESOURCES = ("shop", "cancel", "stuck", "vanish", "sync", "timed", "dry", "chain", "doubt", "settler")
+RESOURCES = ("shop", "cancel", "quorum", "stuck", "vanish", "sync", "timed", "dry", "chain", "doubt", "settler")
 
 
 @pytest.fixture(scope="session")
