@@ -168,6 +168,17 @@ def a_way_back_that_failed_is_told_as_the_journal_tells_it(story: Story) -> Iter
 
 
 @invariant
+def what_should_be_back_and_is_not_is_in_doubt(story: Story) -> Iterator[str]:
+    """A target that a run should have sent back, and did not, never stands in its journal as a good and settled one."""
+    for run in releases(story):
+        said = verdict(run)
+        for target in said["restore"] if said and not run.clear_number else ():
+            kept = of_run(story, run.run_id, target, over=True)
+            if kept and kept["settled"] and kept["phase"] in ("succeeded", "unchanged"):
+                yield f"{run.run_id}: {target} is {kept['phase']}, and should be back"
+
+
+@invariant
 def what_is_verified_back_stays_settled(story: Story) -> Iterator[str]:
     """A journal that says ``rolled_back`` is opened again only when the target no longer serves the snapshot."""
     last: dict[str, Any] = {}
