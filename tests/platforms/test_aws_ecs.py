@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 
 from airflow_multideploy.core.contract import Handle, State
 from airflow_multideploy.core.errors import Drift, PlatformError, SpecError
+from airflow_multideploy.platforms.aws_ecs_documents import AGAIN
 from airflow_multideploy.sandbox.aws_ecs import AwsEcsStandIn
 from airflow_multideploy.sandbox.aws_ecs_api import CLUSTER, REGION
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
@@ -171,7 +172,7 @@ class TestAwsEcs(PlatformContract):
         ecs.update_service(cluster=CLUSTER, service=RESOURCE, forceNewDeployment=True)
         with pytest.raises(PlatformError, match="in progress") as caught:
             self.platform(stand_in).snapshot()
-        assert caught.value.retryable
+        assert (caught.value.retryable, caught.value.retry_after) == (True, AGAIN)
 
     def test_a_fix_can_be_released_over_a_crash_loop(self, stand_in: StandIn, world: World, ecs: Any) -> None:
         breaker(ecs, enable=False, rollback=False)
