@@ -118,12 +118,14 @@ def refusals(
     *,
     made: Collection[str],
     run_id: str = "",
+    clear: int = 0,
 ) -> list[str]:
     """Why this plan must not start: all reasons at once; none when it may.
 
     :param store: of the service's journals.
     :param made: the pools that exist.
     :param run_id: of the run that wants to start.
+    :param clear: how often a person has cleared tasks of it.
     """
     found, held = [], locks(service)
     for target in plan.selected:
@@ -135,7 +137,8 @@ def refusals(
                 f"{platform.name}: lock {lock.name!r}: there is no Airflow pool {lock.pool!r}, and its tasks would "
                 "wait for ever; run `airflow multideploy init`"
             )
-        rollout = Rollout(platform, journal(store, plan.name, target), SystemClock(), dag_id=plan.name, run_id=run_id)
+        kept, clock = journal(store, plan.name, target), SystemClock()
+        rollout = Rollout(platform, kept, clock, dag_id=plan.name, run_id=run_id, clear=clear)
         if (why := rollout.refuse(plan.release)) is not None:
             found.append(why)
     return found

@@ -76,13 +76,14 @@ for number in range({services}):
         for target in TARGETS:
             with group(target):
                 deploys.append(task(task_id=f"deploy_{{target}}"))
+        ended = task(task_id="deploys_ended")
         aggregate = task(task_id="aggregate_status")
         finalize = task(task_id="finalize")
         with group("rollback"):
             for target in TARGETS:
                 rollbacks.append(task(task_id=f"rollback_{{target}}"))
         plan >> deploys >> aggregate >> rollbacks >> finalize
-        aggregate >> finalize
+        deploys >> ended >> aggregate >> finalize
     globals()[dag.dag_id] = dag
 """
 

@@ -19,7 +19,7 @@ import jsonschema
 import pytest
 import yaml
 
-from airflow_multideploy import platforms
+from airflow_multideploy import platforms, service_dags
 from airflow_multideploy.factory import read_file
 from airflow_multideploy.sandbox.server import listen
 
@@ -201,36 +201,77 @@ def test_platforms_lists_ours(run: Run) -> None:
     assert "gcp_cloud_run" in run("platforms").out
 
 
+PLUGIN = """
+from airflow_multideploy.platforms.http import Http
+class Kind(Http): kind = "other"
+class Dict(Http): kind, capabilities = "b_dict", {"snapshot": "x"}
+class Config(Http): kind, config_type = "b_config", dict
+class Manual(Http): kind, manual = "b_manual", "read me"
+from airflow_multideploy.core.contract import Capabilities, Platform
+class Nothing(Platform): pass
+class Able(Platform): kind = "b_able"
+class Abstract(Platform): kind, capabilities, config_type = "b_abstract", Http.capabilities, Http.config_type
+value = 3
+"""
+BROKEN = {
+    "b_import": ("no_such_module_here:Broken", "No module named 'no_such_module_here'"),
+    "b_exit": ("third_party_exit:Broken", "SystemExit('bye')"),
+    "b_value": ("third_party:value", "is no subclass of Platform; name one"),
+    "b_kind": ("third_party:Kind", "has the kind 'other', its entry point the name 'b_kind'"),
+    "b_nothing": ("third_party:Nothing", "has the kind None"),
+    "b_able": ("third_party:Able", "set capabilities = Capabilities(…)"),
+    "b_dict": ("third_party:Dict", "set capabilities"),
+    "b_config": ("third_party:Config", "set config_type to a subclass of TargetConfig"),
+    "b_manual": ("third_party:Manual", "set manual = Manual(…)"),
+    "b_abstract": ("third_party:Abstract", "lacks aobserve, deploy, observe, rollback, snapshot; write"),
+}
+
+
 @pytest.fixture
-def broken_platform(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A third party's platform that does not load."""
-    point = EntryPoint("broken", "no_such_module_here:Broken", platforms.ENTRY_POINT_GROUP)
-    installed = {**platforms.kinds(), "broken": point}
+def broken_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Third parties' platforms that cannot be used, each for another reason."""
+    (tmp_path / "third_party.py").write_text(PLUGIN)
+    (tmp_path / "third_party_exit.py").write_text("import sys; sys.exit('bye')")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = {kind: EntryPoint(kind, where, platforms.ENTRY_POINT_GROUP) for kind, (where, _) in BROKEN.items()}
+    installed = {**platforms.kinds(), **points}
     monkeypatch.setattr(platforms, "kinds", lambda: installed)
     platforms.platform_type.cache_clear()
     yield
     platforms.platform_type.cache_clear()
+    sys.modules.pop("third_party", None)
 
 
-@pytest.mark.usefixtures("broken_platform")
-def test_a_broken_platform_shows_why_and_harms_no_other(run: Run) -> None:
+@pytest.mark.usefixtures("broken_platforms")
+def test_a_broken_platform_shows_why_and_harms_no_other(run: Run, tmp_path: Path) -> None:
     done = run("platforms", "-o", "json")
     assert done.code == 1
     errors = {row["kind"]: row["error"] for row in done.json}
-    assert "no_such_module_here" in errors.pop("broken")
+    for kind, (where, words) in BROKEN.items():
+        error = errors.pop(kind)
+        assert all(part in error for part in (f"platform {kind!r}", where, words)), error
     assert set(errors.values()) == {None}
-    assert "broken: platform 'broken'" in run("platforms").out
+    assert "b_exit: platform 'b_exit'" in run("platforms").out
     schema = run("schema")
-    assert "left out: platform 'broken'" in schema.err
+    assert schema.err.count("left out: platform 'b_") == len(BROKEN)
     assert "AwsEcsConfig" in schema.json["$defs"]
+    pages = run("platforms", "--docs", str(tmp_path / "pages"))
+    assert pages.code == 1
+    assert all(words in pages.complaint for _, words in BROKEN.values())
+    assert (tmp_path / "pages" / "aws_ecs.md").read_text().startswith("# aws_ecs")
 
 
-@pytest.mark.usefixtures("broken_platform")
-def test_a_platform_that_does_not_load_leaves_the_others_their_pages(run: Run, tmp_path: Path) -> None:
-    done = run("platforms", "--docs", str(tmp_path))
-    assert done.code == 1
-    assert "no_such_module_here" in done.complaint
-    assert (tmp_path / "aws_ecs.md").read_text().startswith("# aws_ecs")
+@pytest.mark.usefixtures("broken_platforms")
+def test_a_broken_platform_is_the_problem_of_its_services_alone(run: Run, tmp_path: Path) -> None:
+    broken = {kind: {**GOOD, "targets": {"t": {"platform": kind, "conn_id": "c"}}} for kind in BROKEN}
+    done = run("validate", (file := write(tmp_path / "c.yaml", {**broken, "shop": GOOD})), "-o", "json")
+    *services, shop = done.json["services"]
+    assert shop["ok"]
+    for found in services:
+        assert BROKEN[found["service"]][1] in found["problems"][0]
+    dags = service_dags(file)
+    assert len(dags) == len(BROKEN) + 1
+    assert len(dags["shop"].tasks) > 5
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class Entry(Document):
     :param back: what the way back wrote.
     :param verified: False when "healthy" rests on the platform's acceptance alone.
     :param deployed: how the deploy ended (succeeded, unchanged, failed, unknown), whatever was rolled back later.
+    :param adrift: epoch seconds at which a write of the deploy was given up without an answer; it may land after that.
     :param rollback_attempt: how often the platform was asked to go back, within the current time budget.
     :param attempt: how often a worker started on it.
     :param rollout: which rollout of its run on this target this is.
@@ -71,6 +72,7 @@ class Entry(Document):
     deadline: float | None = None
     healthy_at: float | None = None
     checked_at: float | None = None
+    adrift: float | None = None
     rollback_deadline: float | None = None
     rollback_attempt: int = 0
     started_at: float | None = None

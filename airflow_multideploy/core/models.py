@@ -29,7 +29,7 @@ VERSION_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,39}$"
 RESERVED_SERVICES = frozenset({"multideploy_reconcile", "multideploy_catalog"})
 RESERVED_TARGETS = frozenset(
-    {"plan", "build", "approve", "aggregate_status", "decide", "rollback", "finalize", "journal"}
+    {"plan", "build", "approve", "deploys_ended", "aggregate_status", "decide", "rollback", "finalize", "journal"}
 )
 
 _SECRET_KEY = re.compile(

@@ -56,9 +56,11 @@ def blockers(target: str, targets: Mapping[str, TargetConfig], selected: frozens
 def quiet_from(entry: Entry) -> float:
     """Epoch seconds from which no write of the deploy can land any more; until then, being back is not believed.
 
-    A deploy without a handle may have died with its write on the way: a platform that answers nobody still acts on it.
+    A deploy without a handle may have died with its write on the way, and so may an earlier try of one that has a
+    handle: a platform that answers nobody still acts on it.
     """
-    return 0.0 if entry.handle is not None else (entry.rollback_started_at or 0.0) + LANDING
+    gone = [entry.adrift, entry.rollback_started_at or 0.0 if entry.handle is None else None]
+    return max((at + LANDING for at in gone if at is not None), default=0.0)
 
 
 @dataclass
@@ -135,8 +137,8 @@ class WayBack:
         if seen.state is State.HEALTHY:
             previous = entry.snapshot.image if entry.snapshot else None
             wrote = entry.handle is not None or (entry.back is not None and entry.back.changed)
-            if wrote and entry.deployed not in GOOD:
-                self.journal.remember_bad(entry.release.image, entry.reason or f"rolled back in run {entry.run_id}")
+            if wrote and entry.deployed not in GOOD and entry.reason:  # without one, it was stopped: no fault of its
+                self.journal.remember_bad(entry.release.image, entry.reason)
             known = entry.previous is not None and previous in (None, entry.previous.image)
             if known and entry.snapshot is not None and entry.snapshot.exists:
                 self.journal.remember_live(entry.previous)

@@ -24,6 +24,8 @@ CONTINUABLE = frozenset({Phase.PENDING, Phase.SNAPSHOTTED, Phase.DEPLOYING, Phas
 
 Ask = Callable[[Check], str]
 """Asks a smoke check: why it is not good now; empty: it is good."""
+SKEW = 60.0
+"""Seconds by which the clocks of a scheduler and a worker may differ."""
 
 
 @dataclass
@@ -45,9 +47,13 @@ class Rollout:
     since: float = 0.0
 
     def refuse(self, release: Release) -> str | None:
-        """Why this release must not start here, from the journal alone; None when it may."""
+        """Why this release must not start here, from the journal alone; None when it may. Asked before the run's first
+        rollout, unless its tasks were cleared."""
+        entry = self.journal.read()
+        if entry is not None and self._mine(entry) and not self.clear:
+            return self._namesake()
         try:
-            self._check(self.journal.read(), release)
+            self._check(entry, release)
         except (InDoubt, KnownBad) as error:
             return str(error)
         return None
@@ -69,7 +75,10 @@ class Rollout:
             return entry
         deadline = entry.deadline or self.clock.time() + self.platform.config.timeout
         before, calls = entry.touched, 0
-        entry = entry.to(entry.phase, started_at=entry.started_at or self.clock.time(), deadline=deadline)
+        # An earlier try died at its write, which may be on its way still.
+        adrift = self.clock.time() if entry.phase is Phase.DEPLOYING else entry.adrift
+        started = entry.started_at or self.clock.time()
+        entry = entry.to(entry.phase, started_at=started, deadline=deadline, adrift=adrift)
         if entry.phase is Phase.VERIFYING:
             return entry
         try:
@@ -82,9 +91,13 @@ class Rollout:
                 raise AssertionError("no snapshot")
 
             def deploy() -> Handle:
-                nonlocal calls
+                nonlocal calls, adrift
                 calls += 1
-                return self._deploy(entry, snapshot, again=calls > 1)
+                try:
+                    return self._deploy(entry, snapshot, again=calls > 1)
+                except PlatformError as error:
+                    adrift = adrift if error.no_effect else self.clock.time()
+                    raise
 
             self._still_mine(entry, opened)
             entry = self.journal.write(entry.to(Phase.DEPLOYING, touched=True, settled=False))
@@ -98,7 +111,8 @@ class Rollout:
             raise
         self._give_way(entry, handle)
         self._still_mine(entry, entry)
-        return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=handle.changed or before))
+        touched = handle.changed or before
+        return self.journal.write(entry.to(Phase.VERIFYING, handle=handle, touched=touched, adrift=adrift))
 
     def _deploy(self, entry: Entry, snapshot: Snapshot, *, again: bool) -> Handle:
         """One call; between two of them there is room for a whole rollback, so each looks at the journal first."""
@@ -204,12 +218,20 @@ class Rollout:
                 "release another version, or this one with force"
             )
 
+    def _namesake(self) -> str:
+        return (
+            f"{self.platform.name}: another run was called {self.run_id!r}, and was deleted since; its journal is not "
+            "this one's: release again with a run id that was never used"
+        )
+
     def _mine(self, entry: Entry) -> bool:
         return (entry.dag_id, entry.run_id) == (self.dag_id, self.run_id)
 
     def _open(self, entry: Entry | None, release: Release) -> Entry:
         """This rollout's entry: the one an earlier attempt left, or a new one."""
         if entry is not None and self._mine(entry):
+            if not self.clear and (entry.started_at or self.since) < self.since - SKEW:
+                raise RolloutFailed(self._namesake())
             again = entry.clear != self.clear
             if entry.phase in CONTINUABLE:
                 times = dict.fromkeys(("deadline", "healthy_at", "checked_at")) if again else {}
@@ -295,6 +317,7 @@ class Rollout:
             touched=over is not None,
             snapshot=over.snapshot if over else None,
             previous=over.previous if over else None,
+            adrift=over.adrift or (over.ended_at if over.handle is None else None) if over else None,
             rollout=rollout,
             clear=self.clear,
         )

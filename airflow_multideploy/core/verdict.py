@@ -136,8 +136,9 @@ def _reason(results: Iterable[TargetResult], cancelled: bool, restore: Iterable[
         if result.phase is Phase.SKIPPED and not result.reason:
             continue
         healthy_before = result.phase is Phase.ROLLED_BACK and result.deployed in GOOD
-        said = " (was healthy)" if healthy_before else f" ({result.reason})" if result.reason else ""
-        parts.append(f"{result.target}: {result.phase}{said}")
+        cut_short = "its task was stopped" if result.phase is Phase.ROLLED_BACK else ""
+        said = "was healthy" if healthy_before else result.reason or cut_short
+        parts.append(f"{result.target}: {result.phase}" + (f" ({said})" if said else ""))
     return "; ".join(parts)
 
 

@@ -39,6 +39,7 @@ from airflow_multideploy.operators.state import (
 from airflow_multideploy.operators.windows import hold
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger, Siblings
+from airflow_multideploy.variables import supervised
 
 ROLLOUT = "rollout"
 """XCom key of a target's result document."""
@@ -208,7 +209,8 @@ class DeployOperator(BaseOperator):
         self._clock.stop()
 
     def _rollout(self, context: Context, platform: Platform[Any]) -> Rollout:
-        began = getattr(context["dag_run"], "start_date", None)
+        # Under `dags test` a run begins on the date that it is given.
+        began = getattr(context["dag_run"], "start_date", None) if supervised() else None
         return Rollout(
             platform,
             journal(context, self.service_name, self.target),

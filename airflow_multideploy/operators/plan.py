@@ -152,7 +152,8 @@ class PlanOperator(BaseOperator):
         self._in_time(context, plan)
         if service.rollback.in_doubt == "reconcile" and not (plan.dry_run or plan.release.force):
             self._reconcile(context, service)
-        if found := refusals(plan, service, store, made=pools.known(), run_id=context["run_id"]):
+        clear = getattr(context["dag_run"], "clear_number", None) or 0
+        if found := refusals(plan, service, store, made=pools.known(), run_id=context["run_id"], clear=clear):
             raise SpecError(found, service=self.service_name)
         return plan
 

@@ -36,6 +36,9 @@ from airflow_multideploy.operators.state import (
     target_asset,
 )
 
+ENDED = "deploys_ended"
+"""A task that does nothing, once all deploys have ended. It is no teardown: when the run is marked failed before that,
+Airflow skips it, and so the tasks after it know."""
 REFUSED = "refused"
 """XCom key under which a plan or a build says why nothing starts."""
 
@@ -106,7 +109,7 @@ class ReleaseOperator(BaseOperator):
             )
             version, default = plan.release.version, settings["rollback"].get("default") or self.default
         earlier = self._decided(context) or {}
-        cancelled = self._stopped(context, results, planned=plan is not None)
+        cancelled = self._stopped(context)
         return judge(
             results,
             self._configs(context, plan),
@@ -130,7 +133,7 @@ class ReleaseOperator(BaseOperator):
         earlier = self._decided(context)
         for was in Verdict.model_validate(earlier).results if earlier else ():
             now = results[was.target]
-            if now.deployed in GOOD and now.phase not in GOOD:
+            if now.deployed in GOOD and now.phase not in GOOD and was.deployed not in GOOD:
                 # Its task went on while it was taken for failed, and came to a good end before its rollback: what was
                 # decided, and undone, stays decided.
                 results[was.target] = now.model_copy(update={"deployed": was.deployed, "reason": was.reason})
@@ -145,26 +148,17 @@ class ReleaseOperator(BaseOperator):
                 return dict(said)
         return None
 
-    def _stopped(self, context: Context, results: Mapping[str, TargetResult], *, planned: bool) -> bool:
-        """Whether a person stopped the run.
+    def _stopped(self, context: Context) -> bool:
+        """Whether a person stopped the run before its deploys had ended.
 
-        Airflow keeps such a run ``running`` until its teardowns are over, so the tasks have to tell: one that waits its
-        turn is skipped by Airflow, not by us; and those under way have failed although tries were left. One alone of
-        the latter is a task that was marked failed, which counts as a failed target.
+        Airflow keeps such a run ``running`` until its teardowns are over, so a task has to tell: see `ENDED`. In a DAG
+        without it, wired without `finish`, the deploys that were cut short count as failed.
         """
         if (earlier := self._decided(context)) is not None:
             return bool(earlier["cancelled"])
-        under_way = 0
-        for target, task_id in self.tasks.items():
-            entry = self._entry(context, target)
-            tries = (self.dag.get_task(task_id).retries or 0) + 1 if self.dag else 1
-            under_way += entry is not None and entry.phase in CONTINUABLE and entry.touched and entry.attempt < tries
-        never = [self.tasks[t] for t, r in results.items() if r.phase is Phase.PENDING and not r.reason]
-        if under_way > 1 or not never or not planned:
-            return under_way > 1
         run_id = context["run_id"]
-        states = context["ti"].get_task_states(dag_id=self.dag_id, task_ids=never, run_ids=[run_id]).get(run_id, {})
-        return any(str(states.get(task_id)) == "skipped" for task_id in never)
+        states = context["ti"].get_task_states(dag_id=self.dag_id, task_ids=[ENDED], run_ids=[run_id]).get(run_id, {})
+        return str(states.get(ENDED)) == "skipped"
 
     def _refused(
         self, context: Context, plan: Plan | None, results: Mapping[str, TargetResult], *, cancelled: bool
@@ -282,7 +276,8 @@ class FinalizeOperator(ReleaseOperator):
         if self._decided(context) is None:
             self._close(context)
         verdict = self.judge(context)
-        self._settle(context, verdict)
+        if self._settle(context, verdict):
+            verdict = self.judge(context)
         if self.plan_task_id is not None:
             variables.thaw(self.service_name)
         release = self._release(context)
@@ -367,20 +362,27 @@ class FinalizeOperator(ReleaseOperator):
         if not document["dry_run"]:
             notify(told, context, document["status"], message=message, **document)
 
-    def _settle(self, context: Context, verdict: Verdict) -> None:
-        """What was left on purpose is settled: the next release starts from it."""
+    def _settle(self, context: Context, verdict: Verdict) -> bool:
+        """Whether something was left to be said in the journals: what was left on purpose is settled, and the next
+        release starts from it; what should have gone back and was never asked to is in doubt."""
+        said = False
         for result in verdict.results:
-            if result.target in verdict.restore or not result.touched:
-                continue
             entry = self._entry(context, result.target)
-            if (
-                entry is not None
-                and not entry.settled
-                and entry.phase not in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED)
-            ):
+            if entry is None or not result.touched:
+                continue
+            if result.target in verdict.restore:
+                if entry.phase not in GOOD:
+                    continue
+                reason = "should have gone back, and its rollback ended before it began; clear it"
+                now = entry.to(Phase.ROLLBACK_FAILED, settled=False, reason=reason)
+            elif not entry.settled and entry.phase not in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):
                 phase = Phase.FAILED if entry.phase is Phase.FAILED else Phase.UNKNOWN
-                kept = entry.to(phase, settled=True, deployed=phase, reason=result.reason)
-                journal(context, self.service_name, result.target).write(kept)
+                now = entry.to(phase, settled=True, deployed=phase, reason=result.reason)
+            else:
+                continue
+            journal(context, self.service_name, result.target).write(now)
+            said = True
+        return said
 
 
 def common_config(config: Mapping[str, Any]) -> TargetConfig:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import BaseOperator, TaskGroup, TriggerRule
 
 from airflow_multideploy.core.models import Policy, Rollback, Service, Strategy
 from airflow_multideploy.operators.deploy import DeployOperator
-from airflow_multideploy.operators.release import AggregateStatusOperator, FinalizeOperator
+from airflow_multideploy.operators.release import ENDED, AggregateStatusOperator, FinalizeOperator
 from airflow_multideploy.operators.rollback import RollbackOperator
 
 FIRST: dict[str, Any] = {"priority_weight": 2, "weight_rule": "absolute"}
@@ -75,7 +76,8 @@ def finish(
     retries: int = 2,
     **operator_args: Any,
 ) -> FinalizeOperator:
-    """The tail of a release: aggregate, rollbacks in the reverse order of the deploys, finalize; wired and returned.
+    """The tail of a release: a mark that the deploys have ended, aggregate, rollbacks in the reverse order of the
+    deploys, finalize; wired and returned.
 
     :param deploys: the deploy tasks, already wired among each other.
     :param manual: for the strategy of that name ``users``, ``timeout`` and ``default``, as in a catalog's ``rollback``.
@@ -115,7 +117,8 @@ def finish(
             )
             for deploy in deploys
         }
-    _wire(deploys, head, rollbacks, finalize)
+    ended = EmptyOperator(task_id=ENDED, trigger_rule="all_done", **operator_args)
+    _wire(deploys, ended, head, rollbacks, finalize)
     return finalize
 
 
@@ -136,6 +139,7 @@ def _head(
 
 def _wire(
     deploys: Sequence[DeployOperator],
+    ended: BaseOperator,
     head: Sequence[BaseOperator],
     rollbacks: Mapping[str, RollbackOperator],
     finalize: FinalizeOperator,
@@ -148,7 +152,8 @@ def _wire(
         # Of all targets below it: one in between that has nothing to undo is skipped at once, and holds nobody up.
         for upstream in deploy.get_flat_relative_ids(upstream=True) & rollbacks.keys():
             rollbacks[deploy.task_id] >> rollbacks[upstream]
-    head[0].set_upstream(list(deploys))
+    ended.set_upstream(list(deploys))
+    head[0].set_upstream([*deploys, ended])
     head[0].set_downstream(list(head[1:]))
     for task in head:
         task.set_downstream([*rollbacks.values(), finalize])

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from airflow_multideploy.core.catalog import lines
-from airflow_multideploy.core.contract import Platform
+from airflow_multideploy.core.contract import Capabilities, Manual, Platform
 from airflow_multideploy.core.errors import MissingExtra, PlatformError, SpecError, UnknownPlatform
 from airflow_multideploy.core.models import TargetConfig
 
@@ -28,20 +28,41 @@ def kinds() -> dict[str, Any]:
 
 @cache
 def platform_type(kind: str) -> type[Platform[Any]]:
-    """The adapter class of a kind.
+    """The adapter class of a kind: it has all that a platform declares, and can be made.
 
-    :raises UnknownPlatform: not installed, or its plugin does not load.
+    :raises UnknownPlatform: not installed, its plugin does not load, or what it names is no whole platform.
     """
     point = kinds().get(kind)
     if point is None:
         raise UnknownPlatform(f"platform {kind!r} is not installed; installed: {', '.join(kinds())}")
     try:
-        loaded = point.load()
-    except Exception as error:  # a third party's plugin may raise anything
+        loaded: type[Platform[Any]] = point.load()
+    except (Exception, SystemExit) as error:  # a third party's plugin may raise anything, and may end the process
         raise UnknownPlatform(f"platform {kind!r} ({point.value}) cannot be loaded: {error!r}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Platform) and loaded.kind == kind):
-        raise UnknownPlatform(f"platform {kind!r}: {point.value} is not a Platform whose kind is {kind!r}")
+    if why := _unfit(loaded, kind):
+        raise UnknownPlatform(f"platform {kind!r}: {point.value} {why}")
     return loaded
+
+
+def _unfit(loaded: Any, kind: str) -> str | None:
+    """Why that is no adapter class of the kind, with the remedy; None: it is one."""
+    if not (isinstance(loaded, type) and issubclass(loaded, Platform)):
+        return "is no subclass of Platform; name one in the entry point"
+    found, config = getattr(loaded, "kind", None), getattr(loaded, "config_type", None)
+    typed = isinstance(config, type) and issubclass(config, TargetConfig)
+    able = isinstance(getattr(loaded, "capabilities", None), Capabilities)
+    missing = ", ".join(sorted(loaded.__abstractmethods__))
+    checks = (
+        (found == kind, f"has the kind {found!r}, its entry point the name {kind!r}; make them equal"),
+        (able, "does not say what it can do; set capabilities = Capabilities(…)"),
+        (typed, "has no typed config; set config_type to a subclass of TargetConfig"),
+        (
+            isinstance(loaded.manual, Manual | None),
+            "has a manual that is none; set manual = Manual(…), or leave it out",
+        ),
+        (not missing, f"lacks {missing}; write what the contract asks for"),
+    )
+    return next((why for good, why in checks if not good), None)
 
 
 def config_type(kind: str) -> type[TargetConfig]:

@@ -22,6 +22,7 @@ _FAILED = re.compile(
 )
 """How App Service's container log says that a start failed, in its older and in its newer wording."""
 _STAMP = re.compile(r"^(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d(?:\.\d+)?)")
+_VERSION = re.compile(r"\d+(?:\.\d+)+")
 _ERROR = re.compile(r"^\S+(?: [\d:.]+)?Z? +(?:ERROR|\[ERROR\]) *-? *", re.I)
 
 Json = dict[str, Any]
@@ -105,6 +106,16 @@ class Rules(NamedTuple):
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             return None
         return None if isinstance(value, dict | list) or value is None else str(value)
+
+
+def disagrees(told: str | None, fx: str) -> bool:
+    """Whether the app tells a version that is not among those in what the site is told to run.
+
+    Names without a version in them, such as the tag ``latest``, say nothing.
+    """
+    name = fx.partition("@")[0].partition("?")[0].rpartition("/")[2]
+    wanted, said = set(_VERSION.findall(name)), set(_VERSION.findall(told or ""))
+    return bool(wanted and said and not wanted & said)
 
 
 def fx_version(image: str) -> str:

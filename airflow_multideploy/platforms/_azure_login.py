@@ -14,6 +14,7 @@ from typing import Any
 
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.platforms import refuse_plain_http
+from airflow_multideploy.platforms._connection import AZURE, fitting
 
 CALL_SECONDS = 30
 _CLOUDS = {
@@ -92,7 +93,7 @@ class Access:
     @classmethod
     def read(cls, connection: Any, subscription_id: str | None, platform: Platform[Any]) -> Access:
         """From the Connection; the catalog's subscription wins over the Connection's."""
-        extra = connection.extra_dejson
+        extra = fitting(connection, AZURE, platform.error).extra_dejson
         subscription = subscription_id or extra.get("subscriptionId")
         if not subscription:
             raise platform.error(

@@ -32,6 +32,7 @@ from airflow_multideploy.platforms._azure_judge import (
     Marker,
     Rules,
     containers,
+    disagrees,
     image_of,
     judge,
     last_stamp,
@@ -43,6 +44,9 @@ PLACEHOLDERS = (
     "mcr.microsoft.com/azure-functions/dotnet:4-appservice-quickstart",
 )
 """Images that Azure's portal puts into a new site until the first one is deployed."""
+
+AGAIN = 30.0
+"""Seconds until the next look at a site that is starting, when a snapshot is to be taken."""
 
 
 class AzureSiteConfig(TargetConfig):
@@ -190,6 +194,14 @@ class AzureSite(Platform[S]):
         health = yield from self._health(live.host) if self.config.rules.tells_version else _nothing()
         image = self._image(live.fx)
         exists = bool(live.fx) and not (image or "").startswith(PLACEHOLDERS)
+        told = self.config.rules.told(health) if health else None
+        if disagrees(told, live.fx):
+            raise self.error(
+                f"site {self.config.site!r} is told to run {live.fx!r}, but tells {told!r}: a snapshot of a "
+                "half-deployed site is none: waiting for its start; or set it back to what it tells",
+                retryable=True,
+                retry_after=AGAIN,
+            )
         return Snapshot(
             exists=exists,
             revision=live.fx if exists else None,
@@ -200,7 +212,7 @@ class AzureSite(Platform[S]):
                 "containers": list(containers(instances)),
                 "state": live.state,
                 "workers": live.workers,
-                "told": self.config.rules.told(health) if health else None,
+                "told": told,
             },
         )
 

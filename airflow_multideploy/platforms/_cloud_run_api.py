@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
+from airflow_multideploy.platforms._connection import GOOGLE, fitting
 
 if TYPE_CHECKING:
     from google.cloud import run_v2
@@ -186,6 +187,7 @@ class CloudRunApi:
             with self._connecting():
                 from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
 
+                fitting(GoogleBaseHook.get_connection(self.conn_id), GOOGLE, self.fail)
                 self._access = _access_of(GoogleBaseHook(gcp_conn_id=self.conn_id))
         transport = self._access[0].get("transport") or "rest"
         if transport not in ("rest", "grpc"):

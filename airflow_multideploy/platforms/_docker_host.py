@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from airflow_multideploy.core.contract import Platform
-from airflow_multideploy.core.errors import MultideployError, PlatformError
+from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
 from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
 
 CALL_TIMEOUT = 30
@@ -18,6 +18,18 @@ _SILENT = ("start", "stop", "restart", "rename")
 """Calls that the Engine answers with 204 or 304, and a proxy's page with 200."""
 _NEVER = ("not found", "unknown", "unauthorized", "denied", "authentication required", "invalid reference")
 """Words of the pulls that will not work later either."""
+
+
+def refuse_open(url: str) -> None:
+    """An Engine that is not on this machine is spoken to with TLS keys.
+
+    :raises ValueError: this address is elsewhere, and there are none.
+    """
+    try:
+        refuse_plain_http(url.replace("tcp://", "http://", 1), target="url")
+    except SpecError as error:
+        keys = "set tls_ca_cert, and tls_client_cert with tls_client_key"
+        raise ValueError(f"{error}, as the Engine has it: {keys}") from None
 
 
 class Host:
@@ -47,8 +59,6 @@ class Host:
             pair = (config.tls_client_cert, config.tls_client_key)
             with self._errors():
                 tls = TLSConfig(client_cert=pair if all(pair) else None, ca_cert=config.tls_ca_cert, verify=True)
-        else:
-            refuse_plain_http(config.url.replace("tcp://", "http://", 1), target=self.name)
 
         def client(version: str) -> Any:
             return closing(APIClient(base_url=config.url, version=version, timeout=CALL_TIMEOUT, tls=tls or False))

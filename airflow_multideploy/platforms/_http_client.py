@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.platforms import existing, refuse_plain_http
+from airflow_multideploy.platforms._connection import HTTP, fitting
 from airflow_multideploy.platforms._http_messages import Answer, Sent
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Client:
                 yield send
 
     def _door(self, connection: Any, base: str, headers: Mapping[str, str | bytes]) -> _Door:
+        fitting(connection, HTTP, self.fail)
         parts = urlsplit(base)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise self.fail(f"connection {self.conn_id!r}: its host is no http(s) address without login in it")

@@ -47,7 +47,7 @@ class Live:
         return bool(self.serving == data["serving"])
 
     def __str__(self) -> str:
-        words = [self.serving and f"serves {self.serving}", *(f"{name} {value}" for name, value in self.told.items())]
+        words = [self.serving, *(f"{name} {value}" for name, value in self.told.items())]
         return ", ".join(word for word in words if word) or "nothing"
 
 

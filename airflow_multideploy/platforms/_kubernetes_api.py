@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MultideployError, PlatformError
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
+from airflow_multideploy.platforms._connection import KUBERNETES, fitting
 from airflow_multideploy.platforms._kubernetes_auth import Cluster, Entrance
 from airflow_multideploy.platforms._kubernetes_documents import (
     HASH,
@@ -35,6 +37,8 @@ Steps = Generator[tuple[str, Json], Any, T]
 """Calls to make, one after the other, and a result. What is read and does not exist is None; another refused call is
 raised where it was yielded, as `Refused`."""
 CALL_SECONDS = 30
+AGAIN = 30.0
+"""Seconds until the next look at a rollout of somebody else, whose end is waited for."""
 _API = {
     "read_namespaced_deployment": "AppsV1Api",
     "create_namespaced_deployment": "AppsV1Api",
@@ -124,7 +128,7 @@ class KubernetesPlatform(Platform[C]):
         selector = f"{selector_of(live)},{HASH}={mine[-1]['metadata']['labels'][HASH]}"
         place = {"namespace": live["metadata"]["namespace"]}
         listed = yield "list_namespaced_pod", {**place, "label_selector": selector}
-        return trouble_of(mine[-1]["metadata"]["name"], listed["items"], restarts)
+        return trouble_of(mine[-1]["metadata"]["name"], listed["items"], restarts, datetime.now(UTC))
 
     # --- clients ------------------------------------------------------------------------------------------------------
 
@@ -136,7 +140,10 @@ class KubernetesPlatform(Platform[C]):
             configuration = client.Configuration()
             configuration.retries = False
             # The hook would ignore our configuration in a cluster, unless it finds out by itself that it is in one.
-            how = self._managed() or {"conn_id": self.config.conn_id, "in_cluster": False}
+            how = self._managed()
+            if not how:
+                fitting(hooks.KubernetesHook.get_connection(self.config.conn_id), KUBERNETES, self.error)
+                how = {"conn_id": self.config.conn_id, "in_cluster": False}
             made = hooks.KubernetesHook(client_configuration=configuration, **how).get_conn()
             refuse_plain_http(made.configuration.host, target=self.name)
         with made:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MultideployError
 from airflow_multideploy.core.models import Model
 from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
+from airflow_multideploy.platforms._connection import AWS, AZURE, GOOGLE, fitting
+from airflow_multideploy.platforms.aws_calls import THROTTLED
 
 Json = dict[str, Any]
 Some = Annotated[str, Field(min_length=1)]
@@ -25,7 +27,14 @@ _SECONDS = 600.0
 """How long a token is used; EKS accepts one for 15 minutes, and Google hands out ones that may end in 5."""
 _AKS_SERVER = "6dae42f8-4368-4678-94ff-3960e28e3630/.default"
 """Scope of the Microsoft Entra server application of every AKS cluster."""
-_LOST = {"OSError", "HTTPClientError", "TransportError", "ServiceRequestError", "ServiceResponseError"}
+_LOST = {
+    "OSError",
+    "ConnectionError",
+    "HTTPClientError",
+    "TransportError",
+    "ServiceRequestError",
+    "ServiceResponseError",
+}
 """Bases of the SDKs' errors for a call that got no answer."""
 
 
@@ -66,13 +75,31 @@ class Aks(Model):
     subscription_id: Some | None = None
 
 
-Cluster = Eks | Gke | Aks
+_CLOUDS = ("eks", "gke", "aks")
+
+
+def _cloud(cluster: Any) -> str | None:
+    """Which of the three a target's ``cluster`` is; None: not one alone."""
+    if isinstance(cluster, Model):
+        return type(cluster).__name__
+    named = [cloud for cloud in _CLOUDS if isinstance(cluster, dict) and cloud in cluster]
+    return named[0].capitalize() if len(named) == 1 else None
+
+
+Cluster = Annotated[
+    Annotated[Eks, Tag("Eks")] | Annotated[Gke, Tag("Gke")] | Annotated[Aks, Tag("Aks")],
+    Discriminator(
+        _cloud,
+        custom_error_type="cluster",
+        custom_error_message="has to name one cluster: with eks, with gke and location, or with aks and resource_group",
+    ),
+]
 
 
 class Entrance:
     """A way into one managed cluster."""
 
-    def __init__(self, cluster: Cluster, platform: Platform[Any]) -> None:
+    def __init__(self, cluster: Eks | Gke | Aks, platform: Platform[Any]) -> None:
         self.cluster, self.platform = cluster, platform
         self._known: tuple[float, Json] = (0.0, {})
 
@@ -103,7 +130,7 @@ class Entrance:
             raise missing_extra("aws", error) from error
         hook = AwsBaseHook(client_type="eks")
         # Given, not looked up by the hook: that one takes the machine's own credentials when the Connection is missing.
-        connection = BaseHook.get_connection(self.platform.config.conn_id)
+        connection = fitting(BaseHook.get_connection(self.platform.config.conn_id), AWS, self.platform.error)
         hook.conn_config = AwsConnectionWrapper(conn=connection, region_name=cluster.region)
         limits = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 1})
         hook.conn_config.botocore_config = (hook.conn_config.botocore_config or Config()).merge(limits)
@@ -128,6 +155,7 @@ class Entrance:
             from google.auth.transport.requests import AuthorizedSession
         except ImportError as error:
             raise missing_extra("gcp", error) from error
+        fitting(GoogleBaseHook.get_connection(self.platform.config.conn_id), GOOGLE, self.platform.error)
         hook = GoogleBaseHook(gcp_conn_id=self.platform.config.conn_id)
         credentials, project = hook.get_credentials_and_project_id()
         base = hook.extras.get("api_endpoint") or f"https://container.{credentials.universe_domain}"
@@ -153,7 +181,7 @@ class Entrance:
 
         from airflow_multideploy.platforms._azure_login import Access, Seen
 
-        connection = AzureBaseHook.get_connection(self.platform.config.conn_id)
+        connection = fitting(AzureBaseHook.get_connection(self.platform.config.conn_id), AZURE, self.platform.error)
         access = Access.read(connection, cluster.subscription_id, self.platform)
         base, scope = access.client(_place, None, Seen())
         path = (
@@ -180,15 +208,22 @@ class Entrance:
         except MultideployError:
             raise
         except Exception as error:  # noqa: BLE001 - each SDK has a tree of its own, and wrong settings make any
-            status = _status(error)
-            lost = not _LOST.isdisjoint(base.__name__ for base in type(error).__mro__)
+            status, code = _status(error), _code(error)
+            bases = {base.__name__ for base in type(error).__mro__}
+            lost = bool(bases & _LOST) and "SSLError" not in bases
             lost = lost or bool(getattr(error, "retryable", False))  # google-auth's say so themselves
             name = next(iter(self.cluster.model_dump().values()))
-            words = f"{f'HTTP {status}: ' if status else ''}{type(error).__name__}"
-            raise self.platform.error(
-                f"cannot enter the cluster {name!r} with Connection {self.platform.config.conn_id!r}: {words}",
-                retryable=status in (408, 429) or status >= 500 or (not status and lost),
-            ) from None
+            words = f"{f'HTTP {status}: ' if status else ''}{code or type(error).__name__}"
+            passes = code in THROTTLED or status in (408, 429) or status >= 500 or (not status and lost)
+            remedy = "it may pass" if passes else "check the Connection, its rights, and the target's cluster"
+            what = f"cannot enter the cluster {name!r} with Connection {self.platform.config.conn_id!r}"
+            raise self.platform.error(f"{what}: {words}; {remedy}", retryable=passes) from None
+
+
+def _code(error: Exception) -> str:
+    """AWS's code of a refused call; empty for another SDK's error."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _status(error: Exception) -> int:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from airflow_multideploy.core.contract import Handle, Observation, Release, Snapshot, State
@@ -25,8 +26,6 @@ NUMBER = "deployment.kubernetes.io/revision"
 HASH = "pod-template-hash"
 _HOPELESS = frozenset(
     {
-        "ImagePullBackOff",
-        "ErrImagePull",
         "ErrImageNeverPull",
         "InvalidImageName",
         "CreateContainerConfigError",
@@ -34,7 +33,9 @@ _HOPELESS = frozenset(
     }
 )
 """Why a container waits, when waiting does not help."""
-_BACK_OFF = "CrashLoopBackOff"
+_BACK_OFF, _PULL_BACK_OFF = "CrashLoopBackOff", "ImagePullBackOff"
+PULLS = 15.0
+"""Seconds of a pod's life in which an image that cannot be pulled is tried again by itself: a registry may be busy."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def judge(handle: Handle, deployment: Json | None, trouble: Trouble) -> Observat
         return Observation(state=State.SUPERSEDED, reason="the Deployment does not exist any more")
     live = digest(deployment["spec"]["template"])
     if live != handle.revision or deployment["metadata"]["uid"] != handle.data.get("uid"):
-        shown = ", ".join(images_of(deployment["spec"]["template"]).values())
+        shown = told_apart(deployment["spec"]["template"], handle.data.get("images"))
         return Observation(state=State.SUPERSEDED, reason=f"somebody else's template is live: {shown}", revision=live)
     return judge_rollout(deployment, live, trouble)
 
@@ -81,7 +82,8 @@ def judge_rollout(deployment: Json, live: str, trouble: Trouble) -> Observation:
     progressing, refused = conditions.get("Progressing", {}), conditions.get("ReplicaFailure", {})
     counts = f"{updated} of {wanted} replicas updated, {available} available, {total - updated} old"
     # Its words may hold the user's; the pods' are more to the point, so they come first.
-    said = [trouble.words, str(refused.get("message", "")), counts]
+    paused = "paused: `kubectl rollout resume` it" if deployment["spec"].get("paused") else ""
+    said = [paused, trouble.words, str(refused.get("message", "")), counts]
     if _exceeded(progressing, trouble):
         said.insert(0, f"ProgressDeadlineExceeded: {progressing.get('message', '')}")
         return Observation(state=State.FAILED, reason=_joined(said), revision=live)
@@ -117,7 +119,7 @@ def _joined(words: Sequence[str]) -> str:
     return "; ".join(word for word in words if word)
 
 
-def trouble_of(replica_set: str, pods: Sequence[Json], restarts: int) -> Trouble:
+def trouble_of(replica_set: str, pods: Sequence[Json], restarts: int, now: datetime) -> Trouble:
     """What keeps these pods from being ready, in Kubernetes' words.
 
     https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states
@@ -133,13 +135,20 @@ def trouble_of(replica_set: str, pods: Sequence[Json], restarts: int) -> Trouble
             if reason in (None, "ContainerCreating", "PodInitializing") and not ended:
                 continue
             looping = reason == _BACK_OFF and container.get("restartCount", 0) >= restarts
-            hopeless = hopeless or looping or reason in _HOPELESS
+            unpullable = reason == _PULL_BACK_OFF and _age(pod, now) >= PULLS
+            hopeless = hopeless or looping or unpullable or reason in _HOPELESS
             told = _joined((": ".join(w for w in (reason, waiting.get("message")) if w), ended))
             words.append(f"pod {pod['metadata']['name']}, container {container['name']}: {told}")
         for condition in status.get("conditions", []):
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
                 words.append(f"pod {pod['metadata']['name']}: {condition.get('reason')}: {condition.get('message')}")
     return Trouble(_joined(words[:3]), hopeless, replica_set)
+
+
+def _age(pod: Json, now: datetime) -> float:
+    """Seconds since a node took the pod."""
+    began = pod.get("status", {}).get("startTime") or pod["metadata"]["creationTimestamp"]
+    return (now - datetime.fromisoformat(began)).total_seconds()
 
 
 def _ended(container: Json) -> str:
@@ -163,6 +172,12 @@ def containers_of(template: Json) -> Iterator[Json]:
 def images_of(template: Json) -> dict[str, str]:
     """Image per container."""
     return {container["name"]: container.get("image", "") for container in containers_of(template)}
+
+
+def told_apart(template: Json, images: object) -> str:
+    """How it differs, for a person, from the template that has these images."""
+    live = images_of(template)
+    return "its pod template differs, with the same images" if live == images else f"it has {', '.join(live.values())}"
 
 
 def marks_of(template: Json) -> dict[str, str]:
@@ -244,6 +259,18 @@ def applied(live: Json, names: Sequence[str], release: Release) -> Json:
         "metadata": {key: live["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")},
         "spec": {"template": {"metadata": {"annotations": marks}, "spec": spec}},
     }
+
+
+def missing_of(manifest: Json) -> str:
+    """Path of the first part that a Deployment needs and this one has not; empty: it has them all."""
+    for path in ("spec.selector", "spec.template.spec.containers"):
+        found: Any = manifest
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if not found:
+            return path
+    named = isinstance(found, list) and all(isinstance(one, dict) and one.get("name") for one in found)
+    return "" if named else f"{path}[].name"
 
 
 def created(manifest: Json, namespace: str, name: str, names: Sequence[str], release: Release) -> Json:

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MultideployError, PlatformError
 from airflow_multideploy.platforms import existing, missing_extra
+from airflow_multideploy.platforms._connection import SSH, fitting
 
 CALL_TIMEOUT = 30.0
 _PASSING = frozenset({75, 254})
@@ -28,7 +30,7 @@ root=$1 unit=$2 ctl=$3 ids=$4; shift 4
 own=$root/.multideploy
 say() { said=; [ ! -f "$2" ] || IFS= read -r said <"$2"; echo "$1=$said"; }
 echo multideploy
-live=$(readlink "$root/current")
+live=$(readlink "$root/current"); live=${live#"$root"/}
 echo "live=$live"
 case $live in releases/*) for key in image package sum; do say $key "$own/${live#releases/}/$key"; done;; esac
 for id in $ids; do
@@ -97,7 +99,7 @@ steps() {
   exec 8>>.multideploy/lock
   flock -w 60 8 || fail "another release holds $root/.multideploy/lock"
   [ ! -e "$d/cancelled" ] || fail "cancelled: its way back began"
-  live=$(readlink current); ours=
+  live=$(readlink current); live=${live#"$root"/}; ours=
   for known; do [ "$live" != "$known" ] || ours=yes; done
   [ "$ours" ] || { put reason "current leads to ${live:-nothing}"; put step superseded; exit 1; }
   if [ "$live" = "$target" ] && [ "$mode" = back ] && [ ! -e ".multideploy/$run/switched" ]; then
@@ -215,9 +217,14 @@ class Host:
         with self._errors("connect"):
             try:
                 from airflow.providers.ssh.hooks.ssh import SSHHook
+                from airflow.sdk import BaseHook
+
+                if find_spec("asyncssh") is None:  # the triggerer's: told before anything is written
+                    raise ModuleNotFoundError(name="asyncssh")
             except ImportError as error:
                 raise missing_extra("ssh", error) from error
             with existing(self.conn_id, self.error):
+                fitting(BaseHook.get_connection(self.conn_id), SSH, self.error)
                 hook = SSHHook(ssh_conn_id=self.conn_id, conn_retry_attempts=1)
             hook.conn_timeout, hook.banner_timeout = hook.conn_timeout or 10, 15
             hook.auth_timeout = 15

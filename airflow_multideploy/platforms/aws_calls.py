@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from functools import cache
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
@@ -17,12 +18,13 @@ from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MultideployError, PlatformError
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
+from airflow_multideploy.platforms._connection import AWS, fitting
 
 Json = dict[str, Any]
 T = TypeVar("T")
 Steps = Generator[tuple[str, Json], Json, T]
 """Calls to make, one after the other, and a result. A refused call is raised where it was yielded."""
-_THROTTLED = frozenset(
+THROTTLED = frozenset(
     {
         "ThrottlingException",
         "Throttling",
@@ -134,8 +136,12 @@ class AwsPlatform(Platform[C]):
             from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
             from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
             from botocore.config import Config
+
+            if find_spec("aiobotocore") is None:  # the triggerer's: told before anything is written
+                raise ModuleNotFoundError(name="aiobotocore")
         except ImportError as error:
             raise missing_extra("aws", error) from error
+        fitting(connection, AWS, self.error)
         limits = Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 1})
 
         class Hook(AwsBaseHook):
@@ -165,7 +171,14 @@ class AwsPlatform(Platform[C]):
         """
         try:
             from airflow.sdk.exceptions import AirflowException
-            from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, SSLError
+            from botocore.exceptions import (
+                BotoCoreError,
+                ClientError,
+                ConnectionError,
+                HTTPClientError,
+                ParamValidationError,
+                SSLError,
+            )
             from botocore.parsers import ResponseParserError
         except ImportError as error:
             raise missing_extra("aws", error) from error
@@ -176,18 +189,24 @@ class AwsPlatform(Platform[C]):
             yield
         except MultideployError:
             raise
+        except ImportError as error:
+            raise missing_extra("aws", error) from error
         except ClientError as error:
             code, words = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
             meta = error.response.get("ResponseMetadata", {})
             status = int(meta.get("HTTPStatusCode", 0))
             raise self.error(
                 f"{what} refused: {code}: {words}",
-                retryable=code in _THROTTLED or status == 429 or status >= 500,
+                retryable=code in THROTTLED or status == 429 or status >= 500,
                 retry_after=_seconds(meta.get("HTTPHeaders", {}).get("retry-after")),
             ) from error
         except (ConnectionError, HTTPClientError, ResponseParserError) as error:
             retryable = not isinstance(error, SSLError)
             raise self.error(f"{what}: no usable answer: {error}", retryable=retryable) from error
+        except ParamValidationError as error:
+            # The values may be anybody's: what AWS said of a task definition, say, which we hand back to it.
+            found = [line.partition(", value: ")[0] for line in str(error).splitlines()]
+            raise self.error(f"{what}: {' '.join(found)}") from None
         except (BotoCoreError, *unfit) as error:
             raise self.error(f"{what}: {error}") from error
 

@@ -21,6 +21,7 @@ from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms.aws_calls import AwsConfig, AwsPlatform, Steps
 from airflow_multideploy.platforms.aws_ecs_documents import (
+    AGAIN,
     ANSWERS,
     GOING_BACK,
     UNDER_WAY,
@@ -91,7 +92,7 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
         protocol="`RegisterTaskDefinition`: a copy of the live one with the new image, tagged with the release id; "
         "then `UpdateService`. A tag that is not pinned by digest is deployed again with `forceNewDeployment`; an "
         "image pinned by digest that is live and healthy is left alone. Back: `StopServiceDeployment(ROLLBACK)` while "
-        "in progress, else `UpdateService` with the old ARN.",
+        "in progress, else `UpdateService` with the old ARN. A deployment under way is waited for, up to 2.5 minutes.",
         permissions="`ecs:DescribeServices`, `DescribeTaskDefinition`, `ListTaskDefinitions`, "
         "`RegisterTaskDefinition`, `TagResource`, `UpdateService`, `ListTasks`, `DescribeTasks`, "
         "`ListServiceDeployments`, `DescribeServiceDeployments`, `DescribeServiceRevisions`; `StopServiceDeployment` "
@@ -164,6 +165,7 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
                 f"ECS: deployment {primary['id']} of {primary['taskDefinition']} is still in progress; "
                 "a snapshot of a half-deployed service is none: waiting for it",
                 retryable=True,
+                retry_after=AGAIN,
             )
         if state != "COMPLETED" and failing:
             serving = max(service["deployments"], key=lambda deployment: int(deployment.get("runningCount", 0)))
@@ -208,10 +210,8 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
                 return live
         if not undisturbed and not release.force:
             raise self._drift(primary["taskDefinition"], str(snapshot.data["primary"]))
-        images, marks = (
-            {container["name"]: release.image},
-            {RELEASE_TAG: release.release_id, VERSION_TAG: release.version},
-        )
+        images = {container["name"]: release.image}
+        marks = {RELEASE_TAG: release.release_id, VERSION_TAG: release.version}
         arn = yield from self._registered(copy_of(definition, images, {**tags, **marks}), definition["revision"])
         change: Json = {"taskDefinition": arn, "forceNewDeployment": unchanged}
         if not snapshot.exists and self.config.desired_count and service["desiredCount"] == 0:

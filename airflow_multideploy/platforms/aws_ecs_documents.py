@@ -10,6 +10,8 @@ from typing import Any
 from airflow_multideploy.core.contract import Handle, Observation, Snapshot, State
 
 Json = dict[str, Any]
+AGAIN = 30.0
+"""Seconds until the next look at a deployment of somebody else, whose end is waited for."""
 UNDER_WAY = ("PENDING", "IN_PROGRESS")
 """States of a service deployment that can be stopped."""
 GOING_BACK = ("ROLLBACK_REQUESTED", "ROLLBACK_IN_PROGRESS")

@@ -76,7 +76,7 @@ class AwsElasticBeanstalk(AwsPlatform[AwsElasticBeanstalkConfig]):
     }
     config_type: ClassVar[type[TargetConfig]] = AwsElasticBeanstalkConfig
     capabilities: ClassVar[Capabilities] = Capabilities(
-        snapshot="label of the version that runs, and the environment's CNAME",
+        snapshot="label of the version that runs, the environment's health and CNAME",
         early_failure="an error event that ends the deployment, or another label after it; with the error events",
         restores="the application version; not the sample application that a new environment runs",
         tested_against="a simulator held to botocore's service model",
@@ -88,7 +88,8 @@ class AwsElasticBeanstalk(AwsPlatform[AwsElasticBeanstalkConfig]):
 1. `DescribeEnvironments`: the label that runs. Changed by somebody else since the snapshot: refused.
 2. `CreateApplicationVersion` with the release id as label, unless it is there already.
 3. `UpdateEnvironment` to that label.
-4. Healthy when the environment is `Ready` with this label and health `Green`. `DescribeEvents` tells of errors.
+4. Healthy when the environment is `Ready` with this label and health `Green` (on the way back: no worse than before).
+   `DescribeEvents` tells of errors.
 
 Back: `AbortEnvironmentUpdate` while the update is under way, else `UpdateEnvironment` to the snapshot's label.""",
         permissions="""
@@ -180,7 +181,8 @@ that the environment's resources need (Auto Scaling, EC2, CloudFormation, S3).""
     def _snapshot(self) -> Steps[Snapshot]:
         found = yield from self._ready((yield from self._environment()))
         label = found.get("VersionLabel")
-        return Snapshot(exists=bool(label), revision=label, data={"label": label, "cname": found.get("CNAME")})
+        data = {"label": label, "cname": found.get("CNAME"), "health": found.get("Health")}
+        return Snapshot(exists=bool(label), revision=label, data=data)
 
     def _deploy(self, release: Release, snapshot: Snapshot) -> Steps[Handle]:
         found = yield from self._environment()
@@ -230,7 +232,7 @@ that the environment's resources need (Auto Scaling, EC2, CloudFormation, S3).""
         if left := handle.data.get("left"):
             return Observation(state=State.HEALTHY, reason=str(left), verified=False)
         found = yield from self._environment()
-        good = found["Status"] == "Ready" and found.get("Health") == "Green"
+        good = found["Status"] == "Ready" and _well(handle, found)
         if good and found.get("VersionLabel") == handle.revision:
             return judge(handle, found, [])
         # https://docs.aws.amazon.com/elasticbeanstalk/latest/api/API_DescribeEvents.html
@@ -242,7 +244,7 @@ that the environment's resources need (Auto Scaling, EC2, CloudFormation, S3).""
     def _rollback(self, release: Release, snapshot: Snapshot) -> Steps[Handle]:
         found = yield from self._environment()
         label, live = snapshot.data["label"], found.get("VersionLabel")
-        data: Json = {"from": release.release_id}
+        data: Json = {"from": release.release_id, "health": snapshot.data.get("health")}
         back = Handle(action="rollback", revision=snapshot.revision, changed=False, data=data)
         if live == label or found["Status"] == "Aborting":
             return back.model_copy(update={"changed": found["Status"] != "Ready"})
@@ -292,10 +294,17 @@ def judge(handle: Handle, found: Json, events: Sequence[Json]) -> Observation:
             words = f"Beanstalk went back to {live}: {words}" if handle.action == "deploy" else f"still {live}: {words}"
             return Observation(state=State.FAILED, reason=words, revision=live)
         return Observation(state=State.SUPERSEDED, reason=f"{live} replaced {handle.revision}", revision=live)
-    if health == "Green":
-        return Observation(state=State.HEALTHY, revision=live, progress=1.0)
+    if _well(handle, found):
+        words = "" if health == "Green" else f"{words}: no worse than before"
+        return Observation(state=State.HEALTHY, reason=words, revision=live, progress=1.0)
     failed = health == "Red" and bool(errors)
     return Observation(state=State.FAILED if failed else State.PROGRESSING, reason=words, revision=live)
+
+
+def _well(handle: Handle, found: Json) -> bool:
+    """Whether the health is Green or, on the way back, at least as good as it was."""
+    grades, before = ("Green", "Yellow", "Red"), handle.data.get("health")
+    return found.get("Health") in grades[: grades.index(before) + 1 if before in grades else 1]
 
 
 def _text(moment: object) -> str | None:

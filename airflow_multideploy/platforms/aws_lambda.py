@@ -10,11 +10,12 @@ an earlier call left, and asks to be called again while Lambda is busy.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from airflow_multideploy.core.contract import Capabilities, Handle, Manual, Observation, Release, Snapshot
 from airflow_multideploy.core.errors import Drift, PlatformError
@@ -41,6 +42,13 @@ AGAIN = 15.0
 _DOCS = "create the function once with your infrastructure tool; releases go into an existing function"
 
 
+def _unqualified(function: str) -> str:
+    """https://docs.aws.amazon.com/lambda/latest/api/API_GetAlias.html"""
+    if not re.fullmatch(r"((arn:[\w-]+:lambda:[\w-]+:)?\d{12}:function:)?[\w-]+", function):
+        raise ValueError("is no function's name or ARN alone; give the name without version, and the alias in 'alias'")
+    return function
+
+
 class AwsLambdaConfig(AwsConfig):
     """One Lambda function, called through an alias.
 
@@ -53,7 +61,7 @@ class AwsLambdaConfig(AwsConfig):
     """
 
     platform: Literal["aws_lambda"] = "aws_lambda"
-    function: Annotated[str, Field(min_length=1)]
+    function: Annotated[str, Field(min_length=1), AfterValidator(_unqualified)]
     alias: Annotated[str, Field(pattern=r"^[0-9]*[A-Za-z_-][A-Za-z0-9_-]*$")] = "live"
     package: Annotated[Located, Field(pattern=r"^s3://[^/]+/.+")] | None = None
     test_event: dict[str, JsonValue] | None = None
@@ -203,7 +211,8 @@ policy has to allow Lambda to pull.""",
         alias = yield from self._alias()
         latest = yield from self._function()
         if busy(latest["Configuration"]):
-            raise self.error("Lambda: the function is being updated; waiting for that to end", retryable=True)
+            words = "Lambda: the function is being updated; waiting for that to end"
+            raise self.error(words, retryable=True, retry_after=AGAIN)
         data: Json = {"alias": alias and led(alias), "latest": code(latest["Configuration"])}
         if alias is None:
             return Snapshot(exists=False, data=data)

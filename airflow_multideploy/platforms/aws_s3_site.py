@@ -261,10 +261,13 @@ Without `s3:ListBucket` a missing file is told as `403 Forbidden`.""",
             time.sleep(0.2)
         paths = {"Quantity": len(self.config.invalidate), "Items": list(self.config.invalidate)}
         batch = {"Paths": paths, "CallerReference": reference}
-        answer = yield (
-            "create_invalidation",
-            {"DistributionId": self.config.distribution, "InvalidationBatch": batch},
-        )
+        asked = {"DistributionId": self.config.distribution, "InvalidationBatch": batch}
+        try:
+            answer = yield "create_invalidation", asked
+        except PlatformError as error:
+            if code_of(error) != "TooManyInvalidationsInProgress":
+                raise
+            raise self.error(f"{error}; waiting for their end", retryable=True, retry_after=AGAIN) from error
         return handle.model_copy(update={"data": {**handle.data, "invalidation": answer["Invalidation"]["Id"]}})
 
     def _look(self, handle: Handle) -> Steps[Observation]:

@@ -10,6 +10,9 @@ from airflow_multideploy.core.contract import Handle, Observation, Release, Stat
 RESTARTS = 3
 """Restarts of a container after which its revision counts as failed."""
 
+_AT_REST = ("Running", "RunningAtMaxScale", "ScaledToZero", "Stopped")
+"""Running states of a revision that nothing ails; the two in the middle are those that the portal shows."""
+
 Json = dict[str, Any]
 
 
@@ -129,7 +132,8 @@ def judge(handle: Handle, app: App, revisions: Sequence[Json | None], replicas: 
         words = "Azure could not provision the revision (provisioningState Failed)"
     if words:
         return Observation(state=State.FAILED, reason=words, revision=now)
-    waiting = [_state(revision) for revision in revisions if not _healthy(revision)]
+    served = [entry["revisionName"] for entry in app.serving if entry["weight"]]
+    waiting = [_state(revision) for revision in revisions if not _healthy(revision, served)]
     if not back and now != handle.revision and not waiting:
         waiting.append(f"the traffic still goes to {now}")
     if waiting:
@@ -137,9 +141,13 @@ def judge(handle: Handle, app: App, revisions: Sequence[Json | None], replicas: 
     return Observation(state=State.HEALTHY, reason="; ".join(map(_state, revisions)), revision=now)
 
 
-def _healthy(revision: Json | None) -> bool:
+def _healthy(revision: Json | None, served: Sequence[str]) -> bool:
+    """Whether it can serve; one that is scaled to zero has nobody to say so but Azure, which gave it the traffic."""
     about = (revision or {}).get("properties") or {}
-    return bool(about.get("active")) and about.get("healthState") == "Healthy"
+    states = tuple(about.get(name) for name in ("provisioningState", "healthState"))
+    rests = states == ("Provisioned", "None") and about.get("runningState") in _AT_REST
+    asleep = rests and revision is not None and revision["name"] in served
+    return bool(about.get("active")) and (about.get("healthState") == "Healthy" or asleep)
 
 
 def _state(revision: Json | None) -> str:

@@ -43,7 +43,10 @@ class CommandConfig(TargetConfig):
 
     :param deploy: starts the release, or does it; the task waits for its end.
     :param snapshot: prints what is live: ``{"exists": true, "revision": "42", "image": "…", "release_id": "…", "state":
-        "healthy"}``. With it, ``deploy`` and ``rollback`` have to print ``{"revision": "…"}``.
+        "healthy"}``. ``revision`` has to be there, ``exists`` where it is false, ``image`` unless there is a
+        ``rollback``. Print ``release_id`` if you can (``MULTIDEPLOY_RELEASE_ID`` of the last ``deploy`` or
+        ``rollback``): without it, what changed to the release's image counts as this release's work. With
+        ``snapshot``, ``deploy`` and ``rollback`` have to print ``{"revision": "…"}``.
     :param status: prints how the release is doing: ``{"state": "progressing", "reason": "2 of 3", "progress": 0.6}``;
         states are progressing, healthy, failed, superseded. Nothing printed, and exit code 0: healthy. It runs where
         the waiting is done: in the triggerer, or with ``deferrable: false`` in the worker.
@@ -144,8 +147,8 @@ class Command(Platform[CommandConfig]):
                 return live
             if not release.force:
                 if told.get("image") == release.image and told.get("state", "healthy") == "healthy":
-                    return live.model_copy(update={"changed": False})
-                if not _ours(told, release) and told.get("revision") != snapshot.revision:
+                    return live.model_copy(update={"changed": _ours(told, release, snapshot)})
+                if not _ours(told, release, snapshot) and told.get("revision") != snapshot.revision:
                     raise self._drift(told, snapshot)
         document = self._run("deploy", self.config.deploy, values, snapshot)
         return Handle(action="deploy", revision=self._revision("deploy", document), data={"values": {**values}})
@@ -183,9 +186,10 @@ class Command(Platform[CommandConfig]):
             mark, same = told.get("release_id"), told.get("revision") == snapshot.revision
             if mark == id_ and told.get("state") != "failed":
                 return back.model_copy(update={"revision": told.get("revision")})
-            if same and not _ours(told, release):
+            mine = _ours(told, release, snapshot, handle)
+            if same and not mine:
                 return back.model_copy(update={"changed": False})
-            if not _ours(told, release) and not same:
+            if not mine and not same:
                 raise self._drift(told, snapshot)
         if not snapshot.data["known"]:
             raise self.error(
@@ -324,8 +328,14 @@ def _values(release: Release) -> dict[str, str]:
     return {**named, "digest": release.digest or "", "reason": release.reason}
 
 
-def _ours(told: dict[str, Any], release: Release) -> bool:
-    return run_of(str(told.get("release_id") or "")) == run_of(release.release_id)
+def _ours(told: dict[str, Any], release: Release, snapshot: Snapshot, handle: Handle | None = None) -> bool:
+    """Whether this run wrote what is live. Without a release id, what changed to our image is taken for our own."""
+    revision = told.get("revision")
+    if handle is not None and handle.changed and revision is not None and handle.revision == revision:
+        return True
+    if "release_id" in told:
+        return run_of(str(told["release_id"] or "")) == run_of(release.release_id)
+    return told.get("image") == release.image and revision != snapshot.revision
 
 
 class CommandDeployOperator(DeployOperator):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from airflow_multideploy.core.contract import (
     Capabilities,
@@ -28,7 +28,7 @@ from airflow_multideploy.core.contract import (
 from airflow_multideploy.core.errors import Drift
 from airflow_multideploy.core.models import Seconds, TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
-from airflow_multideploy.platforms._docker_host import Host
+from airflow_multideploy.platforms._docker_host import Host, refuse_open
 from airflow_multideploy.platforms._http_look import run_of
 
 RELEASE_LABEL, CONFIG_LABEL = "multideploy.release", "multideploy.config"
@@ -76,6 +76,12 @@ class DockerConfig(TargetConfig):
     pull_timeout: Seconds = 300.0
     settle: Seconds = 3.0
     restarts: Annotated[int, Field(ge=1)] = 3
+
+    @model_validator(mode="after")
+    def _private(self) -> DockerConfig:
+        if not (self.tls_ca_cert or self.tls_client_cert):
+            refuse_open(self.url)
+        return self
 
     def body(self) -> dict[str, Any]:
         """The Engine's document for a new container, without image, labels and secrets.

@@ -22,6 +22,7 @@ from pydantic import AfterValidator, Field
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
+from airflow_multideploy.platforms._connection import GOOGLE
 from airflow_multideploy.platforms._http_messages import Answer
 from airflow_multideploy.platforms.artifact import Located
 from airflow_multideploy.platforms.rest import TIMEOUT, Call, Door, Json, RestPlatform, Steps
@@ -65,6 +66,7 @@ class GcpPlatform(RestPlatform[C]):
 
     name_of_api: ClassVar[str]
     """As in ``https://NAME.googleapis.com``."""
+    connections: ClassVar[tuple[str, ...]] = GOOGLE
     _extras: Json
     _credentials: Any
 

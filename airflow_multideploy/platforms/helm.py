@@ -18,7 +18,7 @@ from airflow_multideploy.core.errors import Drift
 from airflow_multideploy.core.models import Seconds, TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms._helm_program import LABEL, HelmProgram, Record, said
-from airflow_multideploy.platforms._kubernetes_api import Json, KubernetesConfig, Steps
+from airflow_multideploy.platforms._kubernetes_api import AGAIN, Json, KubernetesConfig, Steps
 from airflow_multideploy.platforms._kubernetes_documents import (
     RESTART,
     Trouble,
@@ -76,6 +76,7 @@ _MANUAL = Manual(
     "PATH, logged in to a private chart registry (`helm registry login`). The triggerer needs no helm.",
     protocol="""
 1. Snapshot: list Helm's records of the release (Secrets `sh.helm.release.v1.NAME.vN`); the number of the one deployed.
+   The end of a rollout that is under way is waited for, up to two and a half minutes.
 2. Deploy: `helm upgrade --install --reset-then-reuse-values --values FILE`, with the release id as the label
    `multideploy-release` and in the description. It waits for hooks only. A `pending-*` record that a crashed run of the
    same release left is rolled back first; anybody else's is waited for.
@@ -189,7 +190,8 @@ class Helm(HelmProgram[HelmConfig]):
             return Snapshot(exists=False, data={"found": records[-1].number if records else 0})
         seen = yield from self._seen(good[-1])
         if seen.state is State.PROGRESSING:
-            raise self.error(f"Helm: {self._place} is still being rolled out: {seen.reason}; waiting", retryable=True)
+            words = f"Helm: {self._place} is still being rolled out: {seen.reason}; waiting for its end"
+            raise self.error(words, retryable=True, retry_after=AGAIN if seen.progress is not None else None)
         image = None
         for deployment in good[-1].deployments():
             template = deployment["spec"]["template"]
@@ -331,6 +333,7 @@ class Helm(HelmProgram[HelmConfig]):
             f"Helm: {self._place} is {record.status} (revision {record.number}): another helm is at work, or one has "
             f"died there; then `helm rollback {self.config.release}` first",
             retryable=True,
+            retry_after=AGAIN,
         )
 
 

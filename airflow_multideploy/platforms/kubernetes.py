@@ -7,17 +7,24 @@ whoever made it; replicas belong to their autoscaler.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from airflow_multideploy.core.contract import Capabilities, Handle, Manual, Observation, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
-from airflow_multideploy.platforms._kubernetes_api import Json, KubernetesConfig, KubernetesPlatform, Refused, Steps
+from airflow_multideploy.platforms._kubernetes_api import (
+    AGAIN,
+    Json,
+    KubernetesConfig,
+    KubernetesPlatform,
+    Refused,
+    Steps,
+)
 from airflow_multideploy.platforms._kubernetes_documents import (
     CREATED,
     RESTART,
@@ -32,9 +39,11 @@ from airflow_multideploy.platforms._kubernetes_documents import (
     is_back,
     judge,
     marks_of,
+    missing_of,
     number_of,
     ours,
     restored,
+    told_apart,
 )
 
 MANAGER = "multideploy"
@@ -59,6 +68,13 @@ class KubernetesDeploymentConfig(KubernetesConfig):
     restarts: Annotated[int, Field(ge=1)] = 2
     manifest: Json | None = None
 
+    @field_validator("manifest")
+    @classmethod
+    def _whole(cls, manifest: Json | None) -> Json | None:
+        if manifest is not None and (missing := missing_of(manifest)):
+            raise ValueError(f"is no Deployment: it has no {missing}")
+        return manifest
+
 
 _MANUAL = Manual(
     connection="Type `kubernetes`, of the official provider `cncf.kubernetes`: a kubeconfig in `kube_config` (or its "
@@ -66,14 +82,15 @@ _MANUAL = Manual(
     "`disable_verify_ssl` is not heeded by its asynchronous hook: name the authority in the kubeconfig. For a managed "
     "cluster set the target's `cluster`, and give a Connection of the cloud instead.",
     protocol="""
-1. Snapshot: `GET` the Deployment and its ReplicaSets. While a rollout is under way, it waits for its end; of one that
-   has failed, the template that still serves is the snapshot.
+1. Snapshot: `GET` the Deployment and its ReplicaSets. While a rollout is under way, it waits for its end, up to two
+   and a half minutes; of one that has failed, the template that still serves is the snapshot.
 2. Deploy: `PATCH` with server-side apply (`fieldManager=multideploy&force=true`): images, and the annotations
    `multideploy/release` and `multideploy/version` of the pod template; with uid and resourceVersion, so that an edit in
    between is a conflict, never overwritten.
 3. Observe: `GET` the Deployment. Healthy when the controller has seen this release's template and all replicas are of
    it and available. Failed at once on `ProgressDeadlineExceeded`, or when a pod of this release says
-   `ImagePullBackOff`, `ErrImagePull`, `CrashLoopBackOff` (after `restarts` restarts) or that it cannot be configured.
+   `ImagePullBackOff` (15 seconds after it started), `CrashLoopBackOff` (after `restarts` restarts) or that it cannot be
+   configured.
 4. Rollback: JSON patch: `test` the uid and the whole live template, `replace` it with the one before. A Deployment that
    the release created is deleted, with its pods.
 """,
@@ -161,6 +178,7 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
                 f"Kubernetes: a rollout of {self._place} is still in progress ({seen.reason}); a snapshot of a "
                 "half-deployed Deployment is none: waiting for it",
                 retryable=True,
+                retry_after=AGAIN if seen.progress is not None else None,  # else its controller is about to see it
             )
         sets = yield from self._sets(live)
         template, failing = live["spec"]["template"], seen.state is State.FAILED
@@ -207,7 +225,7 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
                 return _handle(live).model_copy(update={"changed": False})
         same = live["metadata"]["uid"] == snapshot.data["uid"] and digest(template) == snapshot.data["found"]
         if not same and not release.force:
-            raise self._drift(f"has {', '.join(images_of(template).values())} now, which is not what the snapshot saw")
+            raise self._drift(f"is not what the snapshot saw: {told_apart(template, snapshot.data.get('images'))}")
         written = yield (
             "patch_namespaced_deployment",
             {
@@ -268,7 +286,8 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
         elif digest(template) == snapshot.data["found"]:
             return back.model_copy(update={"data": {"left": "nothing was written; it had failed before the release"}})
         else:
-            raise self._drift(f"has {', '.join(images_of(template).values())} now, which this release did not write")
+            known = handle.data.get("images") if handle else None
+            raise self._drift(f"is not what this release wrote: {told_apart(template, known)}")
         patch = [
             {"op": "test", "path": "/metadata/uid", "value": uid},
             {"op": "test", "path": "/spec/template", "value": template},
@@ -336,8 +355,9 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
 
 
 def _handle(live: Json) -> Handle:
-    data: Mapping[str, JsonValue] = {"uid": live["metadata"]["uid"]}
-    return Handle(action="deploy", revision=digest(live["spec"]["template"]), data=dict(data))
+    template = live["spec"]["template"]
+    data: dict[str, JsonValue] = {"uid": live["metadata"]["uid"], "images": {**images_of(template)}}
+    return Handle(action="deploy", revision=digest(template), data=data)
 
 
 class KubernetesDeployOperator(DeployOperator):

@@ -28,6 +28,9 @@ from airflow_multideploy.platforms._http_messages import Answer
 from airflow_multideploy.platforms._nomad_judge import copy_of, image_of, judge, label_of, rest_of, tasks_of, unhealthy
 from airflow_multideploy.platforms.rest import Call, Door, Header, Json, RestPlatform, Steps, at
 
+AGAIN = 30.0
+"""Seconds until the next look at a deployment of somebody else, whose end is waited for."""
+
 
 class NomadConfig(TargetConfig):
     """A job of type ``service`` or ``system``.
@@ -79,7 +82,8 @@ class Nomad(RestPlatform[NomadConfig]):
         "ACL token as password, which is sent as `X-Nomad-Token`. In its extra, `verify` is false or the path of a CA "
         "bundle.",
         protocol="""
-1. `GET /v1/job/JOB` and `GET /v1/job/JOB/deployments`: what is live, and whether it is at rest.
+1. `GET /v1/job/JOB` and `GET /v1/job/JOB/deployments`: what is live, and whether it is at rest; a deployment that is
+   under way is waited for, up to two and a half minutes.
 2. `POST /v1/jobs`: the live job with the new image and the release's id in its Meta (`multideploy_release`), with
    `EnforceIndex` and the `JobModifyIndex` that was read.
 3. The same two reads, and `GET /v1/job/JOB/allocations` for why, until the version's deployment is `successful`. For a
@@ -186,6 +190,7 @@ dc:
                 f"{self._name}: the deployment of version {latest['JobVersion']} is {latest['Status']}; a snapshot of "
                 "a half-deployed job is none: waiting for it",
                 retryable=True,
+                retry_after=AGAIN,
             )
         return Snapshot(exists=True, revision=str(job["Version"]), image=image_of(job, task), data=data)
 

@@ -23,6 +23,7 @@ from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.platforms import existing, refuse_plain_http
+from airflow_multideploy.platforms._connection import HTTP, fitting
 from airflow_multideploy.platforms._http_messages import Answer, Sent
 
 TIMEOUT = 30.0
@@ -118,6 +119,8 @@ class RestPlatform(Platform[C]):
 
     api: ClassVar[str]
     """What messages call the server."""
+    connections: ClassVar[tuple[str, ...]] = HTTP
+    """Types of the Connections that it takes."""
 
     def authentication(self, door: Door) -> httpx.Auth | None:
         """How a request shows who we are; None: not at all."""
@@ -130,7 +133,7 @@ class RestPlatform(Platform[C]):
         from airflow.sdk import BaseHook
 
         with existing(self.config.conn_id, self.error):
-            door = self._door(BaseHook.get_connection(self.config.conn_id))
+            door = self._door(self._fitting(BaseHook.get_connection(self.config.conn_id)))
         client = httpx.Client(**self._options(door))
         with client, self.understanding():
             try:
@@ -152,7 +155,7 @@ class RestPlatform(Platform[C]):
         from airflow.sdk import BaseHook
 
         with existing(self.config.conn_id, self.error):
-            door = self._door(await BaseHook.aget_connection(self.config.conn_id))
+            door = self._door(self._fitting(await BaseHook.aget_connection(self.config.conn_id)))
         options = await asyncio.to_thread(self._options, door)
         async with httpx.AsyncClient(**options) as client:
             with self.understanding():
@@ -171,6 +174,9 @@ class RestPlatform(Platform[C]):
                     return end.value  # type: ignore[no-any-return]
 
     # --- the connection ----------------------------------------------------------------------------------------------
+
+    def _fitting(self, connection: Any) -> Any:
+        return fitting(connection, self.connections, self.error)
 
     def _door(self, connection: Any) -> Door:
         host, extra = (connection.host or "").strip().rstrip("/"), connection.extra_dejson

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from airflow_multideploy.core.contract import (
     Capabilities,
@@ -72,6 +72,14 @@ class SshConfig(TargetConfig):
     expect: Located = "${version}"
     settle: Seconds = 3.0
     restarts: Annotated[int, Field(ge=1)] = 3
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> SshConfig:
+        if not self.package.startswith(("https://", "http://", "/", "$")):
+            raise ValueError("package: it is neither an https address nor an absolute path on the worker")
+        if self.package.startswith("http://") and not self.checksum:
+            raise ValueError("package: over plain http anybody could change it; use https, or give its checksum")
+        return self
 
 
 class Ssh(Platform[SshConfig]):

@@ -117,6 +117,7 @@ class Place:
     live: str | None = None
     ready_at: float = 0.0
     fate: Literal["healthy", "fails", "hangs"] = "healthy"
+    reason: str = "exit code 1"
 
     def add(self, image: str, release_id: str | None = None) -> Revision:
         """A new revision, not yet live."""
@@ -249,7 +250,7 @@ class FakePlatform(Platform[FakeConfig]):
         if place.live != handle.revision:
             return Observation(state=State.SUPERSEDED, reason=f"{place.live} is live", revision=place.live)
         if place.fate == "fails" and late:
-            return Observation(state=State.FAILED, reason="exit code 1", revision=place.live)
+            return Observation(state=State.FAILED, reason=place.reason, revision=place.live)
         if place.fate == "healthy" and late:
             return Observation(state=State.HEALTHY, revision=place.live)
         return Observation(state=State.PROGRESSING, reason="0 of 1 ready", revision=place.live)

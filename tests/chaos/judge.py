@@ -117,6 +117,9 @@ def _violations(
     good = status in ("succeeded", "degraded") and not document["cancelled"]
     if state != "stuck" and (state == "success") != good:
         yield f"run {state}, status {status}"
+    cut = {"mark run failed": one.cell.stage == "deploy", "mark task failed": False}.get(one.cell.kill.name)
+    if cut is not None and document["cancelled"] != cut:
+        yield f"cancelled: {document['cancelled']}"
     wanted = {"succeeded": NEW, "rolled_back": OLD}.get(status)
     for target in TARGETS:
         entry, (live, rest) = entries[target], one.stack.live(one.cell.service, target)

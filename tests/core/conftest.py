@@ -51,6 +51,7 @@ class Bench:
         self.stores: dict[str, MemoryStore] = {}
         self.config: dict[str, Any] = {}
         self.clear = 0
+        self.since = 0.0
 
     def store(self, target: str = "t1") -> MemoryStore:
         return self.stores.setdefault(target, MemoryStore())
@@ -79,7 +80,13 @@ class Bench:
 
     def rollout(self, run: str = "run1", target: str = "t1") -> Rollout:
         return Rollout(
-            self.platform(target), self.journal(target), self.world.clock, dag_id="shop", run_id=run, clear=self.clear
+            self.platform(target),
+            self.journal(target),
+            self.world.clock,
+            dag_id="shop",
+            run_id=run,
+            clear=self.clear,
+            since=self.since,
         )
 
     def begin(self, version: str = "2", run: str = "run1", target: str = "t1", *, force: bool = False) -> Entry:

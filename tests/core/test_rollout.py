@@ -9,6 +9,8 @@ import pytest
 from airflow_multideploy.core.contract import Observation, State
 from airflow_multideploy.core.errors import Drift, InDoubt, KnownBad, PlatformError, RolloutFailed
 from airflow_multideploy.core.journal import Phase
+from airflow_multideploy.core.rollback import LANDING, quiet_from
+from airflow_multideploy.core.rollout import SKEW
 from airflow_multideploy.testing.fake import Crash
 from tests.core.conftest import IMAGE, OLD, Bench
 
@@ -235,6 +237,46 @@ def test_a_retry_of_a_rollout_that_has_ended_starts_no_other(bench: Bench, outco
     writes = len(bench.world.writes())
     assert bench.deploy() == first
     assert len(bench.world.writes()) == writes
+
+
+def test_a_run_id_that_a_deleted_run_had_is_refused(bench: Bench) -> None:
+    """Or the old run's good end would stand for a release that nobody made."""
+    bench.deploy("2")
+    assert "another run was called 'run1'" in str(bench.rollout().refuse(bench.release("3")))
+    bench.world.clock.sleep(SKEW + 1)
+    bench.since = bench.world.clock.time()
+    with pytest.raises(RolloutFailed, match="another run was called 'run1'"):
+        bench.begin("3")
+    bench.clear = 1
+    assert bench.rollout().refuse(bench.release("3")) is None, "cleared, it is the same run"
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("lost", True), ("error", True), (None, False)])
+def test_a_write_without_an_answer_may_land_late_also_when_a_later_one_was_answered(
+    bench: Bench, kind: str | None, waits: bool
+) -> None:
+    if kind:
+        bench.fault("deploy", kind)
+    entry = bench.deploy()
+    assert entry.handle is not None
+    began = bench.world.clock.time()
+    assert (began < quiet_from(entry) <= began + LANDING) is waits
+
+
+def test_what_an_earlier_try_wrote_as_it_died_may_land_late(bench: Bench) -> None:
+    bench.fault("deploy", "crash_after")
+    with pytest.raises(Crash):
+        bench.begin()
+    bench.world.clock.sleep(10)
+    entry = bench.deploy()
+    assert quiet_from(entry) > bench.world.clock.time()
+
+
+def test_a_release_that_a_person_stopped_is_not_remembered_as_bad(bench: Bench) -> None:
+    bench.fault("deploy", "hangs")
+    bench.begin()
+    assert bench.back().phase is Phase.ROLLED_BACK
+    assert bench.journal().bad() == {}
 
 
 def test_a_cleared_task_that_still_waits_goes_on_with_a_deadline_of_its_own(bench: Bench) -> None:

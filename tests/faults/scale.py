@@ -22,7 +22,7 @@ from airflow_multideploy.core.contract import Handle, Observation, Platform, Rel
 from airflow_multideploy.core.errors import MultideployError, PlatformError
 from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase
 from airflow_multideploy.core.plan import release_id
-from airflow_multideploy.core.rollback import WayBack
+from airflow_multideploy.core.rollback import WayBack, quiet_from
 from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.core.wait import SystemClock, Watch, follow
 from airflow_multideploy.platforms import adapter
@@ -105,6 +105,7 @@ class Triggerer:
             config=dict(entry.config),
             handle=handle.dump(),
             deadline=deadline,
+            earliest=_earliest(entry),
         )
 
         async def first() -> Any:
@@ -180,8 +181,12 @@ class Driver:
     def _watched(self, job: Job, platform: Platform[Any], entry: Entry, handle: Handle, deadline: float) -> Observation:
         if job.deferred:
             return self.triggerer.fire(entry, handle, deadline)
-        watch = Watch(deadline=deadline, interval=platform.config.poll_interval)
+        watch = Watch(deadline=deadline, interval=platform.config.poll_interval, earliest=_earliest(entry))
         return follow(lambda: platform.observe(handle), watch=watch, clock=self.clock)
+
+
+def _earliest(entry: Entry) -> float:
+    return quiet_from(entry) if entry.phase is Phase.ROLLING_BACK else 0.0
 
 
 def jobs(rollouts: int) -> list[Job]:

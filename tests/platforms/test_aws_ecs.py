@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 
 from airflow_multideploy.core.contract import Handle, State
 from airflow_multideploy.core.errors import Drift, PlatformError, SpecError
+from airflow_multideploy.platforms.aws_ecs_documents import AGAIN
 from airflow_multideploy.sandbox.aws_ecs import AwsEcsStandIn
 from airflow_multideploy.sandbox.aws_ecs_api import CLUSTER, REGION
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
@@ -171,7 +172,7 @@ class TestAwsEcs(PlatformContract):
         ecs.update_service(cluster=CLUSTER, service=RESOURCE, forceNewDeployment=True)
         with pytest.raises(PlatformError, match="in progress") as caught:
             self.platform(stand_in).snapshot()
-        assert caught.value.retryable
+        assert (caught.value.retryable, caught.value.retry_after) == (True, AGAIN)
 
     def test_a_fix_can_be_released_over_a_crash_loop(self, stand_in: StandIn, world: World, ecs: Any) -> None:
         breaker(ecs, enable=False, rollback=False)
@@ -311,6 +312,20 @@ class TestAwsEcs(PlatformContract):
         with pytest.raises(PlatformError, match="UnrecognizedClientException") as caught:
             asyncio.run(platform.aobserve(handle)) if mode == "async" else platform.observe(handle)
         assert not caught.value.retryable
+
+    def test_values_that_botocore_refuses_are_not_repeated(self, stand_in: StandIn) -> None:
+        """What AWS said of a task definition is handed back to it, with whatever stands in its environment."""
+        variable = {"name": "KEY", "value": {"k": "s3cret-canary"}}
+        given = {"family": "f", "containerDefinitions": [{"name": "a", "image": "b", "environment": [variable]}]}
+
+        def steps() -> Any:
+            yield "register_task_definition", given
+
+        with pytest.raises(PlatformError, match=r"environment\[0\].value") as raised:
+            self.platform(stand_in)._run(steps())
+        assert "s3cret" not in str(raised.value)
+        assert raised.value.__cause__ is None
+        assert raised.value.__suppress_context__
 
     @pytest.mark.parametrize("connection", [None, {"extra": {}}, {"extra": {"endpoint_url": "http://192.0.2.1"}}])
     def test_a_connection_that_does_not_do_is_refused_before_any_call(

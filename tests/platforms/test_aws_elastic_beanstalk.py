@@ -155,6 +155,35 @@ class TestAwsElasticBeanstalk(PlatformContract):
         handle = Handle(action="deploy", revision="r1", data={"from": "r0"})
         assert judge(handle, found, [{"Message": words} for words in events]).state is state
 
+    def test_an_environment_that_was_yellow_comes_back_yellow(self, stand_in: Any, mode: str) -> None:
+        stand_in.at_rest = "Yellow"
+        stand_in._known[RESOURCE].health = "Yellow"
+        snapshot, handle, release = self.start(stand_in)
+        time.sleep(0.3)
+        assert self.look(self.platform(stand_in), handle, mode).state is State.PROGRESSING, "a release has to be Green"
+        back = self.platform(stand_in).rollback(release, snapshot, handle)
+        seen = self.wait(self.platform(stand_in), back, mode)
+        assert seen.state is State.HEALTHY
+        assert "health Yellow" in seen.reason
+        assert "no worse than before" in seen.reason
+
+    @pytest.mark.parametrize(
+        ("before", "health", "state"),
+        [
+            ("Green", "Yellow", State.PROGRESSING),
+            ("Yellow", "Yellow", State.HEALTHY),
+            ("Yellow", "Green", State.HEALTHY),
+            ("Yellow", "Red", State.PROGRESSING),
+            ("Red", "Red", State.HEALTHY),
+            ("Grey", "Red", State.PROGRESSING),
+            (None, "Yellow", State.PROGRESSING),
+        ],
+    )
+    def test_a_way_back_is_as_good_as_it_was(self, before: str | None, health: str, state: State) -> None:
+        found = {"Status": "Ready", "Health": health, "VersionLabel": "r0"}
+        back = Handle(action="rollback", revision="r0", data={"from": "r1", "health": before})
+        assert judge(back, found, []).state is state
+
     # --- what is written ---------------------------------------------------------------------------------------------
 
     def test_the_label_is_the_release(self, stand_in: Any) -> None:

@@ -190,7 +190,7 @@ class TestAwsLambda(LambdaContract):
         lambdas.update_function_code(FunctionName=RESOURCE, ImageUri=OTHER)
         with pytest.raises(PlatformError, match="being updated") as caught:
             self.platform(stand_in).snapshot()
-        assert caught.value.retryable
+        assert (caught.value.retryable, caught.value.retry_after) == (True, aws_lambda.AGAIN)
 
     # --- failures ----------------------------------------------------------------------------------------------------
 

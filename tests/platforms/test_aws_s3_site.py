@@ -14,7 +14,7 @@ from airflow_multideploy.platforms import aws_s3_site
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
 from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, PlatformContract
 from tests.stand_ins.aws_s3_site import AwsS3SiteStandIn
-from tests.stand_ins.aws_wire import Exchange, models_read_once, problems
+from tests.stand_ins.aws_wire import AwsError, Exchange, models_read_once, problems
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,6 +149,20 @@ class TestAwsS3Site(PlatformContract):
         assert caught.value.retryable
         with pytest.raises(Drift):
             self.platform(stand_in).deploy(self.release(), snapshot)
+
+    def test_too_many_invalidations_are_waited_for(self, stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(_: Any) -> Any:
+            raise AwsError("TooManyInvalidationsInProgress", "Your request exceeds the limit of invalidations.")
+
+        platform, release = self.platform(stand_in), self.release()
+        snapshot = platform.snapshot()
+        with monkeypatch.context() as patch:
+            patch.setitem(stand_in.operations, "CreateInvalidation", full)
+            with pytest.raises(PlatformError, match="waiting for their end") as caught:
+                platform.deploy(release, snapshot)
+        assert (caught.value.retryable, caught.value.retry_after) == (True, aws_s3_site.AGAIN)
+        assert platform.deploy(release, snapshot).data["invalidation"]
+        assert stand_in.revisions(RESOURCE) == ["/releases/1.1.0"]
 
     # --- what is refused ---------------------------------------------------------------------------------------------
 

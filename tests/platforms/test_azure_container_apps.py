@@ -107,6 +107,32 @@ class TestAzureContainerApps(PlatformContract):
             "shop--r00000000aa",
         ]
 
+    @pytest.mark.parametrize(
+        ("states", "state"),
+        [
+            (("Provisioned", "None", "Running"), State.HEALTHY),
+            (("Provisioned", "None", "ScaledToZero"), State.HEALTHY),
+            (("Provisioned", "None", "Processing"), State.PROGRESSING),
+            (("Provisioning", "None", "Running"), State.PROGRESSING),
+            (("Provisioned", "Unhealthy", "Running"), State.FAILED),
+        ],
+    )
+    def test_a_revision_that_is_scaled_to_zero(
+        self, stand_in: AzureContainerAppsStandIn, states: tuple[str, str, str], state: State, mode: str
+    ) -> None:
+        snapshot, handle, release = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, "sync")
+        stand_in.apps[RESOURCE].revisions[str(handle.revision)].states = states
+        assert self.look(self.platform(stand_in), handle, mode).state is state
+        stand_in.apps[RESOURCE].revisions["shop--abc1234"].states = ("Provisioned", "None", "Running")
+        self.undo(stand_in, release, snapshot, handle, mode)
+
+    def test_what_is_at_rest_without_the_traffic_is_not_healthy(self, stand_in: AzureContainerAppsStandIn) -> None:
+        stand_in.world.seconds = 60.0
+        _, handle, _ = self.start(stand_in)
+        stand_in.apps[RESOURCE].revisions[str(handle.revision)].states = ("Provisioned", "None", "Running")
+        assert self.platform(stand_in).observe(handle).state is State.PROGRESSING
+
     # --- ours, or somebody else's ------------------------------------------------------------------------------------
 
     def test_an_orphan_does_not_deploy_after_its_rollback(

@@ -16,11 +16,12 @@ from airflow_multideploy.core.contract import Handle, State
 from airflow_multideploy.core.errors import Drift, PlatformError, SpecError
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.platforms._azure_arm import HEALTH, Health
-from airflow_multideploy.platforms._azure_judge import Looks, Rules, failure, judge, read_marker
+from airflow_multideploy.platforms._azure_judge import Looks, Rules, disagrees, failure, judge, read_marker
+from airflow_multideploy.platforms._azure_site import AGAIN
 from airflow_multideploy.platforms.azure_web_app import AzureWebApp, AzureWebAppConfig, AzureWebAppDeployOperator
 from airflow_multideploy.sandbox.azure_web_app import AzureWebAppStandIn
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, World
-from airflow_multideploy.testing.contract import NEW, OLD, RESOURCE, PlatformContract
+from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, PlatformContract
 
 
 class TestAzureWebApp(PlatformContract):
@@ -140,6 +141,16 @@ class TestAzureWebApp(PlatformContract):
         self.wait(self.platform(stand_in), handle, mode)
         logins = [call for call in world.calls_of(stand_in.kind) if call.operation.endswith("/token")]
         assert len(logins) == 1
+
+    def test_a_site_that_tells_another_version_is_no_snapshot(self, stand_in: AzureWebAppStandIn) -> None:
+        site = stand_in.sites[RESOURCE]
+        site.fx = f"DOCKER|{OTHER}"  # somebody's, whose container has not started
+        with pytest.raises(PlatformError, match=r"told to run .*9\.9\.9.*but tells '1\.0\.0'") as caught:
+            self.platform(stand_in).snapshot()
+        assert (caught.value.retryable, caught.value.retry_after) == (True, AGAIN)
+        assert self.platform(stand_in, version_json_path=None).snapshot().image == OTHER, "it has no way to tell"
+        site.fx = "DOCKER|registry.example.com/shop:latest"
+        assert self.platform(stand_in).snapshot().exists
 
     # --- where there is nothing, or something else --------------------------------------------------------------------
 
@@ -290,6 +301,24 @@ def test_the_old_container_answering_is_not_the_new_one() -> None:
 )
 def test_what_the_app_tells_decides(text: str, state: State) -> None:
     assert judge(HANDLE, looks(health=Health(200, text)), TELLS).state is state
+
+
+@pytest.mark.parametrize(
+    ("told", "fx", "differs"),
+    [
+        ("1.0.0", "DOCKER|registry.example.com:5000/v2.0/shop:2.0.0", True),
+        ("2.0.0", "DOCKER|registry.example.com/shop:2.0.0-slim@sha256:1.0", False),
+        ("1.0.0", "DOCKER|registry.example.com/shop:latest", False),
+        ("1.0.0", "DOCKER|registry.example.com/shop@sha256:2.0", False),
+        ("main", "DOCKER|registry.example.com/shop:2.0.0", False),
+        (None, "DOCKER|registry.example.com/shop:2.0.0", False),
+        ("1.0.0", "https://packages.example.com/1.0.0/shop-py3.12-2.0.0.zip?sig=1.0.0", True),
+        ("2.0.0", "https://packages.example.com/shop-py3.12-2.0.0.zip", False),
+        ("1.0.0", "", False),
+    ],
+)
+def test_only_another_version_disagrees(told: str | None, fx: str, differs: bool) -> None:
+    assert disagrees(told, fx) is differs
 
 
 def test_a_version_can_be_told_in_a_header() -> None:

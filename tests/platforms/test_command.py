@@ -42,6 +42,26 @@ class TestRich(PlatformContract):
         assert platform.deploy(self.release(), platform.snapshot()).changed is False
         assert platform.deploy(self.release(force=True), platform.snapshot()).changed is True
 
+    def test_a_snapshot_without_release_id_still_knows_its_own_write(
+        self, stand_in: CommandStandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stand_in, "tells", ("exists", "revision", "image", "state"))
+        snapshot, handle, release = self.start(stand_in)
+        assert self.platform(stand_in).observe(handle).state in (State.PROGRESSING, State.HEALTHY)
+        self.wait(self.platform(stand_in), handle, "sync")
+        assert self.platform(stand_in).deploy(release, snapshot) == handle
+        self.undo(stand_in, release, snapshot, handle, "sync")
+        assert stand_in.live(RESOURCE).image == OLD
+
+    def test_a_snapshot_without_release_id_still_sees_drift(
+        self, stand_in: CommandStandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stand_in, "tells", ("exists", "revision", "image", "state"))
+        snapshot, handle, release = self.start(stand_in)
+        stand_in.meddle(RESOURCE, OTHER)
+        with pytest.raises(Drift, match="somebody else deployed"):
+            self.platform(stand_in).rollback(release, snapshot, handle)
+
     def test_a_first_release_is_left_or_has_to_be_removable(self, stand_in: CommandStandIn) -> None:
         stand_in.seed(RESOURCE, None)
         snapshot, handle, release = self.start(stand_in)

@@ -14,6 +14,7 @@ import yaml
 from airflow_multideploy.core.contract import Snapshot, State
 from airflow_multideploy.core.errors import Drift, PlatformError, SpecError
 from airflow_multideploy.core.wait import persist
+from airflow_multideploy.platforms._kubernetes_api import AGAIN
 from airflow_multideploy.platforms.helm import Helm
 from airflow_multideploy.sandbox.world import CallFault, World
 from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, SECRET, PlatformContract, QuickClock
@@ -148,7 +149,7 @@ class TestHelm(PlatformContract):
             self.platform(stand_in).deploy(self.release(OTHER, "r1else"), snapshot)
         with pytest.raises(PlatformError, match="pending-upgrade") as caught:
             self.platform(stand_in).snapshot()
-        assert caught.value.retryable
+        assert (caught.value.retryable, caught.value.retry_after) == (True, AGAIN)
         with pytest.raises(Drift):
             self.platform(stand_in).deploy(self.release(), snapshot)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from airflow_multideploy.core.contract import Handle, State
 from airflow_multideploy.core.errors import Drift, PlatformError, SpecError
 from airflow_multideploy.core.wait import persist
 from airflow_multideploy.platforms import adapter
-from airflow_multideploy.platforms._kubernetes_documents import digest
+from airflow_multideploy.platforms._kubernetes_api import AGAIN
+from airflow_multideploy.platforms._kubernetes_documents import digest, trouble_of
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, World
 from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, PlatformContract, QuickClock
 from tests.stand_ins.kube import Cluster, Json, cluster
@@ -151,9 +153,24 @@ class TestKubernetes(PlatformContract):
     def test_a_rollout_of_somebody_else_is_waited_for(self, stand_in: KubernetesStandIn, world: World) -> None:
         world.seconds = 60
         edit(stand_in, {"spec": {"template": {"metadata": {"annotations": {"by": "hand"}}}}})
+        stand_in.until_seen(stand_in.names[RESOURCE])
         with pytest.raises(PlatformError, match="still in progress") as caught:
             self.platform(stand_in).snapshot()
-        assert caught.value.retryable
+        assert (caught.value.retryable, caught.value.retry_after) == (True, AGAIN)
+
+    def test_a_paused_rollout_says_so(self, stand_in: KubernetesStandIn) -> None:
+        edit(stand_in, {"spec": {"paused": True, "template": {"metadata": {"annotations": {"by": "hand"}}}}})
+        stand_in.until_seen(stand_in.names[RESOURCE])
+        with pytest.raises(PlatformError, match=r"in progress .*paused: `kubectl rollout resume` it"):
+            self.platform(stand_in).snapshot()
+
+    def test_a_restart_by_hand_is_not_told_as_another_image(self, stand_in: KubernetesStandIn) -> None:
+        snapshot, handle, release = self.start(stand_in)
+        restart = {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": "now"}}}
+        edit(stand_in, {"spec": {"template": restart}})
+        assert "its pod template differs" in self.platform(stand_in).observe(handle).reason
+        with pytest.raises(Drift, match="its pod template differs, with the same images"):
+            self.platform(stand_in).rollback(release, snapshot, handle)
 
     def test_kubernetes_own_deadline_ends_it(self, stand_in: KubernetesStandIn, world: World, mode: str) -> None:
         edit(stand_in, {"spec": {"progressDeadlineSeconds": 1}})
@@ -276,6 +293,25 @@ class TestKubernetes(PlatformContract):
         with pytest.raises(PlatformError) as caught:
             self.platform(stand_in).deploy(self.release(), snapshot)
         assert caught.value.no_effect
+
+
+@pytest.mark.parametrize(
+    ("reason", "age", "hopeless"),
+    [
+        ("ErrImagePull", 600, False),
+        ("ImagePullBackOff", 3, False),
+        ("ImagePullBackOff", 20, True),
+        ("InvalidImageName", 0, True),
+    ],
+)
+def test_a_pull_that_may_still_work_is_words_only(reason: str, age: int, hopeless: bool) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    state = {"waiting": {"reason": reason, "message": "429 Too Many Requests"}}
+    status = {"containerStatuses": [{"name": "app", "state": state, "ready": False, "restartCount": 0}]}
+    status["startTime"] = (now - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    found = trouble_of("rs", [{"metadata": {"name": "p"}, "status": status}], 2, now)
+    assert found.hopeless is hopeless
+    assert f"{reason}: 429 Too Many Requests" in found.words
 
 
 def _contract(cluster: Cluster) -> Callable[[str, str, Any], None]:

@@ -131,6 +131,35 @@ def test_an_eks_cluster_that_does_not_exist_is_named() -> None:
     assert not caught.value.retryable
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "remedy"),
+    [
+        ("ThrottlingException", 400, "it may pass"),
+        ("ServerException", 500, "it may pass"),
+        ("AccessDeniedException", 403, "check the Connection, its rights, and the target's cluster"),
+    ],
+)
+def test_what_eks_refuses_is_classified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, status: int, remedy: str
+) -> None:
+    cloud = Cloud(tmp_path, {"/clusters/prod": lambda _: (status, {"__type": code, "code": code, "message": SECRET})})
+    at_cloud(monkeypatch, cloud.http)
+    with pytest.raises(PlatformError, match=rf"HTTP {status}: {code}; {remedy}") as caught:
+        eks()
+    assert caught.value.retryable is (remedy == "it may pass")
+    assert SECRET not in str(caught.value)
+    cloud.stop()
+    with pytest.raises(PlatformError, match="it may pass") as caught:
+        eks()
+    assert caught.value.retryable, "nobody answers"
+
+
+def at_cloud(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    extra = {"region_name": "eu-west-1", "endpoint_url": url}
+    known = {"conn_type": "aws", "login": "AKEXAMPLE", "password": KEY, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_CONTRACT", json.dumps(known))
+
+
 # --- GKE --------------------------------------------------------------------------------------------------------------
 
 

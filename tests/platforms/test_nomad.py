@@ -11,7 +11,7 @@ import pytest
 from airflow_multideploy.core.contract import Handle, State
 from airflow_multideploy.core.errors import Drift, PlatformError, SpecError
 from airflow_multideploy.platforms._nomad_judge import RELEASE_META, judge, rest_of
-from airflow_multideploy.platforms.nomad import NomadDeployOperator
+from airflow_multideploy.platforms.nomad import AGAIN, NomadDeployOperator
 from airflow_multideploy.sandbox.world import CallFault, Course, RolloutFault, World
 from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, PlatformContract
 from tests.stand_ins.nomad import KIND, NomadStandIn, Refused, Violation, check
@@ -171,7 +171,7 @@ class TestNomad(PlatformContract):
         self.start(stand_in, self.release(OTHER, "r-theirs"))
         with pytest.raises(PlatformError, match="the deployment of version 1 is running") as caught:
             self.platform(stand_in).snapshot()
-        assert caught.value.retryable
+        assert (caught.value.retryable, caught.value.retry_after) == (True, AGAIN)
 
     def test_first_ever_release(self, stand_in: Any) -> None:
         stand_in.seed(RESOURCE, None)

@@ -169,8 +169,7 @@ class TestOwn(own(Base)):  # type: ignore[misc]
         for changes in (
             {"package": "https://127.0.0.1/$$(reboot)"},
             {"package": "https://127.0.0.1/a b"},
-            {"package": "s3://releases/shop.tar.gz"},
-            {"package": "http://127.0.0.1/shop.tar.gz", "checksum": None},
+            {"package": "${image}"},
             {"checksum": "abc"},
         ):
             with pytest.raises(PlatformError, match=r"shop/t1: (package|checksum): ") as caught:
@@ -213,6 +212,22 @@ class TestOwn(own(Base)):  # type: ignore[misc]
             time.sleep(0.01)
         self.wait_for_the_end(stand_in, "r3")
         assert set(stand_in.revisions(RESOURCE)) == {"r2", "r3"}
+
+    def test_a_link_that_somebody_made_absolute_keeps_its_folder(self, stand_in: SshStandIn) -> None:
+        root = stand_in.root(RESOURCE)
+        for number in range(4):
+            release = self.release(f"registry.example.com/shop:1.1.{number}", f"r{number}")
+            platform = self.platform(stand_in, keep=2)
+            snapshot = platform.snapshot()
+            handle = platform.deploy(release, snapshot)
+            assert self.wait(platform, handle, "sync").state is State.HEALTHY
+            self.wait_for_the_end(stand_in, f"r{number}")
+            if number == 2:  # back to the one before, by hand: r2 is younger than what is live
+                (root / "current").unlink()
+                (root / "current").symlink_to(root / "releases/r1")
+        assert snapshot.revision == "releases/r1"
+        assert set(stand_in.revisions(RESOURCE)) == {"r1", "r2", "r3"}
+        self.undo(stand_in, release, snapshot, handle, "sync")
 
     def test_a_failed_first_release_is_removed(self, stand_in: SshStandIn, world: World) -> None:
         stand_in.seed(RESOURCE, None)

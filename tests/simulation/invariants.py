@@ -157,6 +157,28 @@ def every_touched_target_settled_or_named_in_status(story: Story) -> Iterator[st
 
 
 @invariant
+def a_way_back_that_failed_is_told_as_the_journal_tells_it(story: Story) -> Iterator[str]:
+    """What the status says of a target that should be back and is not are the journal's words, not the deploy's."""
+    for run in releases(story):
+        for result in (verdict(run) or {"results": ()})["results"]:
+            kept = of_run(story, run.run_id, result["target"], over=True)
+            failed = result["phase"] == "rollback_failed" and kept and kept["phase"] == "rollback_failed"
+            if failed and not run.clear_number and result["reason"] != kept["reason"]:
+                yield f"{run.run_id}: {result['target']}: {result['reason']!r}, and the journal says {kept['reason']!r}"
+
+
+@invariant
+def what_should_be_back_and_is_not_is_in_doubt(story: Story) -> Iterator[str]:
+    """A target that a run should have sent back, and did not, never stands in its journal as a good and settled one."""
+    for run in releases(story):
+        said = verdict(run)
+        for target in said["restore"] if said and not run.clear_number else ():
+            kept = of_run(story, run.run_id, target, over=True)
+            if kept and kept["settled"] and kept["phase"] in ("succeeded", "unchanged"):
+                yield f"{run.run_id}: {target} is {kept['phase']}, and should be back"
+
+
+@invariant
 def what_is_verified_back_stays_settled(story: Story) -> Iterator[str]:
     """A journal that says ``rolled_back`` is opened again only when the target no longer serves the snapshot."""
     last: dict[str, Any] = {}

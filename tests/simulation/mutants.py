@@ -204,6 +204,23 @@ MUTANTS = (
             ),
         ),
     ),
+    Mutant(
+        "that the run was marked failed is not noticed",
+        ((RELEASE, 'return str(states.get(ENDED)) == "skipped"', "return False"),),
+    ),
+    Mutant("nobody waits for a write that may land late", ((ROLLBACK, "LANDING = 35.0", "LANDING = 0.0"),)),
+    Mutant(
+        "only a deploy without any answer is waited for",
+        ((ROLLBACK, "gone = [entry.adrift, entry", "gone = [None, entry"),),
+    ),
+    Mutant(
+        "a healthy deploy's words stand for its failed way back",
+        ((RELEASE, " and now.phase not in GOOD and was.deployed not in GOOD:", " and now.phase not in GOOD:"),),
+    ),
+    Mutant(
+        "a way back that never began is not in doubt",
+        ((RELEASE, "if entry.phase not in GOOD:", "if True:"),),
+    ),
 )
 
 

@@ -193,12 +193,20 @@ class Oracle:
         """Every status that is true."""
         if self.run.tasks["plan"].state != "success":
             return {"not_started"}
-        stopped = self.run.cancelled or sum(t.action == "fail_task" for t in self.schedule.troubles) > 1
         found = set[str]()
         for outcomes in self.outcomes():
-            for touched, cancelled in itertools.product(self.touched(), (False, True) if stopped else (False,)):
+            for touched, cancelled in itertools.product(self.touched(), self._cancelled()):
                 found.update(self._statuses(outcomes, touched, cancelled=cancelled))
         return found
+
+    def _cancelled(self) -> tuple[bool, ...]:
+        """Whether the run counts as stopped: exactly when it was marked failed before its deploys had ended.
+
+        In the moment after the last one both are true; and once tasks are cleared it depends on which.
+        """
+        if self.run.cancelled and (self.run.clear_number or not self.run.cut):
+            return (False, True)
+        return (self.run.cancelled,)
 
     def _in_vain(self, target: str) -> bool:
         return self.run.clear_number > 0 and bool(self.of(target, "rollback:before")) and True not in self.back(target)

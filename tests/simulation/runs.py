@@ -47,6 +47,8 @@ class Attempt:
     task: Task
     stopped: bool = False
     dead: bool = False
+    lost_at: float | None = None
+    """When Airflow gave up on it."""
 
 
 @dataclass(eq=False)
@@ -63,6 +65,8 @@ class Run:
     cancelled: bool = False
     """Marked failed, ever; ``stopped``: and not cleared since."""
     stopped: bool = False
+    cut: bool = False
+    """Marked failed before all its deploys had ended."""
     events: dict[str, Any] = field(default_factory=dict)
 
     def value(self, task_id: str, key: str = "return_value") -> Any:

@@ -149,6 +149,7 @@ class SimAirflow:
     def lose(self, attempt: Attempt) -> None:
         """Take an attempt for dead, whatever it goes on to do."""
         if attempt.task.attempt is attempt:
+            attempt.lost_at = self.clock.now
             self._failed(attempt.task)
 
     def fail_run(self, run: Run) -> None:
@@ -156,6 +157,7 @@ class SimAirflow:
         if run.state != "running":
             return
         run.cancelled = run.stopped = True
+        run.cut = any(t.name.endswith(".deploy") and t.state not in FINISHED for t in run.tasks.values())
         for task in run.tasks.values():
             if not task.operator.is_teardown and task.state not in FINISHED:
                 if task.state in UNDER_WAY:
@@ -205,6 +207,7 @@ class SimAirflow:
     def _let_go(self, task: Task) -> None:
         attempt, task.attempt, task.waiting = task.attempt, None, None
         if attempt is not None:
+            attempt.lost_at = self.clock.now
             self.at(NOTICED, lambda: self._tell(attempt))
             self.at(HARD_KILL, lambda: setattr(attempt, "dead", True))
 

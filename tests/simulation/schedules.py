@@ -196,6 +196,9 @@ def corners() -> Iterator[Schedule]:
         orphan = Trouble(deploy_task("t1"), "deploy:before", 1, "orphan", tenths / 10)
         killed = Trouble(deploy_task("t1"), "deploy:after", 2)
         yield Schedule("one", strategy, deploys=("fails",), troubles=(orphan, killed), seed=seed)
+    for after, retries in itertools.product(AFTER, (0, 1)):
+        never = (Trouble(rollback_task("t1"), "start", 0),)
+        yield Schedule("two", deploys=("ok", "fails"), troubles=never, after=after, retries=retries)
     dead = (Trouble("aggregate_status", "start", 0),)
     for deploy, back, after in itertools.product(("ok", "fails", "unknown"), ("ok", "fails", "errors"), AFTER):
         for graph, strategy, troubles in itertools.product(("one", "chain2"), ("all", "none"), ((), dead)):

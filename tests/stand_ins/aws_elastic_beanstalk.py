@@ -59,6 +59,8 @@ class AwsElasticBeanstalkStandIn(AwsStandIn):
     def __init__(self, world: World, *, port: int = 0, secret: str = "sandbox-secret") -> None:
         super().__init__(world, port=port, secret=secret)
         self.sticky = False
+        self.at_rest = "Green"
+        """Health after an update that ended well."""
         self.versions: dict[str, Json] = {}
         self._known: dict[str, Environment] = {}
         self.operations = {
@@ -152,7 +154,7 @@ class AwsElasticBeanstalkStandIn(AwsStandIn):
             found.shown, found.health = found.label, "Red" if self.sticky else "Green"
         else:
             self._tell(found, "Environment update completed successfully.", "INFO")
-            found.label, found.health = update.label, "Green"
+            found.label, found.health = update.label, self.at_rest
 
     def _tell(self, found: Environment, words: str, severity: str) -> None:
         event = {"EventDate": _moment(self.world.now()), "Message": words, "Severity": severity}

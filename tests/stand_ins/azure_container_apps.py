@@ -41,6 +41,8 @@ class Revision:
     course: Course | None = None
     at: float = field(default_factory=World.now)
     active: bool = True
+    states: tuple[str, str, str] | None = None
+    """Of provisioning, health and running; None: as the course goes."""
 
     @property
     def done(self) -> bool:
@@ -252,7 +254,7 @@ class AzureContainerAppsStandIn(AzureWebAppStandIn):
             "active": revision.active,
             "replicas": 1 if revision.active else 0,
             "trafficWeight": app.shares().get(name, 0),
-            **dict(zip(("provisioningState", "healthState", "runningState"), states, strict=True)),
+            **dict(zip(("provisioningState", "healthState", "runningState"), revision.states or states, strict=True)),
         }
         return {**self._address(app, "revisions", name), "properties": properties}
 

@@ -71,6 +71,8 @@ class CommandStandIn:
         self.folder = Path(tempfile.mkdtemp(prefix="command-"))
         self.calls: list[tuple[list[str], dict[str, str]]] = []
         """Words and environment of every run."""
+        self.tells = ("exists", "revision", "image", "release_id", "state")
+        """What ``snapshot`` prints."""
         self._port, self._lock, self._made = port, threading.RLock(), dict[str, list[str]]()
 
     # --- StandIn ---------------------------------------------------------------------------------------------------
@@ -170,8 +172,13 @@ class CommandStandIn:
                 self._write(app, _Place(release_id=env["MULTIDEPLOY_RELEASE_ID"], revision=0))
                 return 0, json.dumps({"revision": "0"})
             if verb == "snapshot":
-                told = {"exists": place.image is not None, "revision": str(place.revision), "image": place.image}
-                return 0, json.dumps({**told, "release_id": place.release_id, "state": state})
+                told: dict[str, Any] = {
+                    "exists": place.image is not None,
+                    "revision": str(place.revision),
+                    "image": place.image,
+                }
+                told |= {"release_id": place.release_id, "state": state}
+                return 0, json.dumps({name: value for name, value in told.items() if name in self.tells})
             reason = place.course.get("reason") if state == "failed" else ""
             return 0, json.dumps({"state": state, "reason": reason, "revision": str(place.revision)}) + "\n"
 

@@ -143,6 +143,16 @@ class KubernetesStandIn:
         self._at_once.discard(name)
         self._known |= {s["metadata"]["uid"] for s in self._sets(name) if _number(s) == _number(live)}
 
+    def until_seen(self, name: str) -> None:
+        """Wait until the controller has seen what was written last."""
+        until = time.monotonic() + 20
+        while True:
+            live = self.deployment(name)
+            if live.get("status", {}).get("observedGeneration") == live["metadata"]["generation"]:
+                return
+            assert time.monotonic() < until, live
+            time.sleep(0.02)
+
     def live(self, resource: str) -> Live:
         """What the newest ready pod runs."""
         name = self.names[resource]

@@ -148,6 +148,7 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
     services = {
         "shop": service("shop"),
         "cancel": service("cancel"),
+        "quorum": service("quorum", success={"policy": {"at_least": 1}}),
         "stuck": service("stuck", {"timeout": 8}),
         "vanish": service("vanish"),
         "sync": service("sync", deferrable=False),
@@ -191,6 +192,7 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
 RESOURCES = (
     "shop",
     "cancel",
+    "quorum",
     "stuck",
     "vanish",
     "sync",

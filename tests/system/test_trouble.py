@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from tests.system.conftest import KINDS, Stage, catalog, everywhere, secrets_found
 
 pytestmark = pytest.mark.system
+
+
+def result_of_stopped(stage: Stage, service: str, run_id: str) -> dict[str, Any]:
+    """Mark the run failed, wait until that is undone, and give the result document."""
+
+    def ended() -> bool:
+        return stage.airflow.task_instances(service, run_id)["finalize"]["state"] in ("failed", "success")
+
+    stage.airflow.api("PATCH", f"/dags/{service}/dagRuns/{run_id}", json={"state": "failed"})
+    stage.wait_until("finalize ends", ended, timeout=120)
+    assert stage.airflow.finish(service, run_id) == "failed"
+    result: dict[str, Any] = stage.airflow.xcom(service, run_id, "finalize")
+    return result
 
 
 def test_run_marked_failed_in_mid_deploy_goes_back(stage: Stage) -> None:
@@ -21,17 +35,24 @@ def test_run_marked_failed_in_mid_deploy_goes_back(stage: Stage) -> None:
         "all four deploys wait in the triggerer",
         lambda: all(stage.airflow.task_instances("cancel", run_id)[t]["state"] == "deferred" for t in deferred),
     )
-    stage.airflow.api("PATCH", f"/dags/cancel/dagRuns/{run_id}", json={"state": "failed"})
-    stage.wait_until(
-        "finalize ends",
-        lambda: stage.airflow.task_instances("cancel", run_id)["finalize"]["state"] in ("failed", "success"),
-        timeout=120,
-    )
-    assert stage.airflow.finish("cancel", run_id) == "failed"
-    result = stage.airflow.xcom("cancel", run_id, "finalize")
+    result = result_of_stopped(stage, "cancel", run_id)
     assert (result["status"], result["cancelled"]) == ("rolled_back", True), result
     assert stage.live("cancel") == everywhere("1.0.0")
     assert all(stand_in.live("cancel").settled for stand_in in stage.sandbox.stand_ins.values())
+
+
+def test_a_run_marked_failed_with_one_rollout_under_way_is_undone_though_its_policy_is_met(stage: Stage) -> None:
+    stage.sandbox.world.add_fault({"platform": "azure_web_app", "outcome": "hangs", "resource": "quorum"})
+    stage.airflow.wait_for_dag("quorum")
+    run_id = stage.airflow.trigger("quorum", {"version": "5.0.0"})
+
+    def states() -> list[str]:
+        return sorted(str(stage.airflow.task_instances("quorum", run_id)[f"{name}.deploy"]["state"]) for name in KINDS)
+
+    stage.wait_until("all but one are done", lambda: states() == ["deferred", "success", "success", "success"])
+    result = result_of_stopped(stage, "quorum", run_id)
+    assert (result["status"], result["cancelled"]) == ("rolled_back", True), result
+    assert stage.live("quorum") == everywhere("1.0.0")
 
 
 def test_a_deploy_that_never_finishes_hits_its_deadline(stage: Stage) -> None:
