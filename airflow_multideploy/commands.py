@@ -1,4 +1,4 @@
-"""``airflow multideploy``: plan, rollback, init, doctor, on Airflow's database; ``init`` and ``rollback`` write there."""
+"""``airflow multideploy``: plan, rollback, init, doctor: Airflow's database; ``init``, ``rollback`` write there."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ def get_provider_info() -> dict[str, Any]:
 
 
 _OPERATORS = (
+    "operators.approval",
     "operators.build",
+    "operators.decide",
     "operators.deploy",
     "operators.plan",
     "operators.reconcile",
@@ -77,6 +79,14 @@ def _config() -> dict[str, Any]:
                 "type": "string",
                 "example": None,
                 "default": "*/10 * * * *",
+            },
+            "answer": {
+                "description": "What ``airflow dags test`` answers where a release asks a person. Empty: what no "
+                "answer in time means.\n",
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": "approve",
+                "default": "",
             },
         },
     }
