@@ -181,6 +181,10 @@ class _Variables:
     """Airflow's Variables, as tasks see them."""
 
     @staticmethod
+    def get(key: str, default: Any = None) -> Any:
+        return _story.variables.get(key, default)
+
+    @staticmethod
     def set(key: str, value: str, description: str = "") -> None:
         _story.variables[key] = value
 
