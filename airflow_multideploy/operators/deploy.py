@@ -36,7 +36,7 @@ from airflow_multideploy.operators.state import (
     pull_plan,
     seen_by_trigger,
 )
-from airflow_multideploy.operators.windows import hold
+from airflow_multideploy.operators.windows import closed, hold
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger, Siblings
 from airflow_multideploy.variables import supervised
@@ -151,6 +151,7 @@ class DeployOperator(BaseOperator):
         self.inlets = [*self.inlets, journal_asset(self.service_name)]
         self._clock = TaskClock()
         self._clear: float | None = None
+        self._plan: Plan | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the rollout, wait for it, and return the target's result document."""
@@ -295,7 +296,7 @@ class DeployOperator(BaseOperator):
         """The release and the config: from the frozen plan, or from the arguments."""
         if self.plan_task_id is None:
             return self._own_release(context), self.config
-        plan = pull_plan(context, self.plan_task_id)
+        plan = self._plan = pull_plan(context, self.plan_task_id)
         if plan is None:
             raise AirflowSkipException("the plan was refused; nothing is deployed")
         held = self.held(context, plan)
@@ -317,15 +318,15 @@ class DeployOperator(BaseOperator):
 
         Not once this target was written to, and once another was only for freezes of this platform.
         """
-        deploys = [t for t in self.dag.tasks if isinstance(t, DeployOperator)] if self.dag else [self]
-        found = {
-            t.target: outcome_of(context, self.dag_id, self.service_name, t.target, t.task_id).touched for t in deploys
-        }
-        if found[self.target]:
-            return ""
         platform = str(plan.config(self.target)["platform"])
+        if closed(plan, self._clock.time(), platforms=[platform]) is None:
+            return ""
+        tasks = {t.target: t.task_id for t in (self.dag.tasks if self.dag else [self]) if isinstance(t, DeployOperator)}
+        ends = {t: outcome_of(context, self.dag_id, self.service_name, t, task_id) for t, task_id in tasks.items()}
+        if ends[self.target].touched:
+            return ""
         again = "reopened" if self.deferrable else ""
-        return hold(self, plan, platform, self._clock, begun=any(found.values()), again=again)
+        return hold(self, plan, platform, self._clock, begun=any(end.touched for end in ends.values()), again=again)
 
     def reopened(self, context: Context, event: object) -> dict[str, Any]:
         """Go on after a wait for a window."""
@@ -345,7 +346,9 @@ class DeployOperator(BaseOperator):
 
     def _siblings(self, context: Context) -> Siblings | None:
         """The other rollouts of this run, whose failure stops this one; None without ``fail_fast``."""
-        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        plan = self._plan
+        if plan is None and self.plan_task_id is not None:
+            plan = pull_plan(context, self.plan_task_id)
         if plan is None or not plan.service.get("fail_fast") or self.dag is None or self._clear is not None:
             return None
         return Siblings(
