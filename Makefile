@@ -22,7 +22,7 @@ test: setup  ## all tests that need no root service
 test-conformance: setup  ## the conformance suite of every platform that needs no root service
 	$(BIN)/python -m pytest tests/platforms -n 4 --dist loadfile -m "conformance and not long"
 
-test-long: setup  ## what takes minutes, or a service that only root can start: a Docker Engine, a release to twelve kinds
+test-long: setup  ## what takes minutes, or a service that only root can start: release control on a real Airflow, a Docker Engine, twelve kinds
 	$(BIN)/python -m pytest tests -m long
 
 test-quick: setup  ## without the real scheduler

@@ -14,7 +14,7 @@ import pytest
 from airflow_multideploy.sandbox.airflow import LocalAirflow
 from tests.system.conftest import DAGS, Stage, catalog
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 
 def ask(stage: Stage, service: str, version: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from tests.system.conftest import KINDS, Stage, everywhere
 from tests.system.test_ledger import history
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 
 def test_fail_fast_stops_the_siblings_in_flight_and_takes_them_back(stage: Stage) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.system.conftest import IMAGE, KINDS, Stage
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 SERVICE, LOST = "idle0", "idle1"
 """Two services on the same resource, which nobody else releases."""

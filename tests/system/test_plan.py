@@ -14,7 +14,7 @@ import pytest
 from airflow_multideploy.sandbox import CONN_IDS
 from tests.system.conftest import KINDS, Stage, everywhere
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 
 def multideploy(stage: Stage, *argv: str, code: int = 0, **environment: str) -> str:

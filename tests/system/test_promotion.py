@@ -12,7 +12,7 @@ import pytest
 
 from tests.system.conftest import ENVIRONMENTS, REGISTRY, Stage
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 
 class Registry(BaseHTTPRequestHandler):

@@ -14,7 +14,7 @@ import pytest
 
 from tests.system.conftest import SMOKE, Stage, everywhere
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 
 class Smoke(BaseHTTPRequestHandler):
