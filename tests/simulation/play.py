@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint
 from typing import Any, NamedTuple
 
 import airflow.sdk
+import pytest
 from airflow.sdk import DAG
 from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.execution_time import task_runner
@@ -189,16 +190,15 @@ def installed() -> Iterator[None]:
     """The platform kind ``fake`` and the stand-in for Variables are in place; undone afterwards."""
     point = EntryPoint("fake", f"{__name__}:SimPlatform", platforms.ENTRY_POINT_GROUP)
     variable, test_mode = airflow.sdk.Variable, ExecutorSafeguard.test_mode
-    comms = getattr(task_runner, "SUPERVISOR_COMMS", None)
     platforms.kinds()["fake"] = point
     os.environ["AIRFLOW_CONN_FAKE"] = "{}"
     airflow.sdk.Variable, ExecutorSafeguard.test_mode = _Variables, True  # type: ignore[misc,assignment]
-    task_runner.SUPERVISOR_COMMS = object()  # type: ignore[assignment] - a task of Airflow's has one
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(task_runner, "SUPERVISOR_COMMS", object(), raising=False)  # a task of Airflow's has one
+            yield
     finally:
         airflow.sdk.Variable, ExecutorSafeguard.test_mode = variable, test_mode  # type: ignore[misc]
-        task_runner.SUPERVISOR_COMMS = comms  # type: ignore[assignment]
         platforms.kinds().pop("fake")
         del os.environ["AIRFLOW_CONN_FAKE"]
         platforms.platform_type.cache_clear()
