@@ -213,7 +213,7 @@ RESOURCES = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not for a session: an Airflow that nobody needs any more takes a fifth of a core
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     home = tmp_path_factory.mktemp("airflow")
     with Sandbox(seconds=4, folder=home / "sandbox", secrets=CANARIES) as sandbox:
