@@ -166,7 +166,7 @@ def test_airflow_takes_all_of_it_without_a_word(tmp_path: Path) -> None:
     assert found["links"] == ["airflow_multideploy.operators.deploy.ConsoleLink"]
     assert found["triggers"] == ["airflow_multideploy.triggers"]
     assert found["commands"] == ["airflow_multideploy.cli"]
-    assert found["config"] == ["catalog_file", "reconcile", "reconcile_schedule"]
+    assert found["config"] == ["catalog_file", "reconcile", "reconcile_schedule", "answer"]
     assert "multideploy" in found["plugins"]
     assert found["uris"] == ["multideploy://shop", "multideploy://shop/aws"]
     assert len(found["refused"]) == 3

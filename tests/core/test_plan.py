@@ -174,7 +174,7 @@ def test_a_target_whose_condition_is_not_met_is_skipped_with_the_reason() -> Non
         ({"count": 1, "region": "mars"}, "conf.region: is none of eu, us; take one of those"),
         (
             {"count": 1, "regoin": "us"},
-            "conf.regoin: unknown key; known: version, targets, reason, dry_run, force, reg",
+            "conf.regoin: unknown key; known: version, targets, reason, dry_run, force, rollback, override, reg",
         ),
         ({"count": 1, "targets": ["gcp"]}, 'targets.gcp: not when params.region == "us"'),
     ],

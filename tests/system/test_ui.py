@@ -80,7 +80,8 @@ def runs(stage: Stage, service: str) -> int:
 def test_the_form_shows_its_fields_and_refuses_a_bad_version(page: Page, stage: Stage) -> None:
     form = open_form(page, stage, "shop")
     labels = [text.strip(" *\n") for text in form.get_by_role("region").locator("label").all_inner_texts()]
-    assert [text for text in labels if text] == ["Version", "Targets", "Reason", "Dry run", "Force"]
+    fields = ["Version", "Targets", "Reason", "Dry run", "Force", "Roll back", "Override windows and freezes"]
+    assert [text for text in labels if text] == fields
     assert [field.input_value() for field in form.locator("[name=element_targets]").all()] == [
         "aws",
         "azure",
