@@ -37,8 +37,8 @@ class HelmStandIn(KubernetesStandIn):
     kind = "helm"
 
     def __init__(self, world: World, cluster: Cluster, *, port: int = 0, secret: str = "sandbox-secret") -> None:
+        self.program = program()  # first: a skip leaves nothing behind that nobody would close
         super().__init__(world, cluster, port=port, secret=secret)
-        self.program = program()
         self._chart = tempfile.TemporaryDirectory(prefix="stand-in-helm-")
         self.chart = Path(self._chart.name) / "shop"
         (self.chart / "templates").mkdir(parents=True)
