@@ -20,7 +20,7 @@ from airflow_multideploy.core.plan import Plan
 from airflow_multideploy.core.preview import Look, Preview, make_preview
 from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.core.wait import SystemClock
-from airflow_multideploy.operators.windows import closed, waits
+from airflow_multideploy.operators.windows import closed, refusal
 from airflow_multideploy.platforms import adapter, existing
 
 NOTHING: Mapping[str, str] = {}
@@ -48,10 +48,7 @@ def preview(
     now = time.time()
     found = refusals(plan, service, store, made=made, run_id=run_id)
     held = closed(plan, now, platforms=_platforms(plan, service))
-    if held is not None and not (waits(plan) and held.opens is not None):
-        by_platform = {platform: closed(plan, now, platforms=[platform]) for platform in _platforms(plan, service)}
-        if all(by_platform.values()):
-            found.append(held.reason)
+    found += filter(None, [refusal(plan, now, platforms=_platforms(plan, service))])
     said = {name: f"{name} {service.requires[name].version}, and {live}" for name, live in lacking.items()}
     waited = [why for name, why in said.items() if service.requires[name].wait is not None]
     found += [f"requires {why}; release it first" for why in said.values() if why not in waited]

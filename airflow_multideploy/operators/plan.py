@@ -30,7 +30,7 @@ from airflow_multideploy.operators.state import (
     recording,
 )
 from airflow_multideploy.operators.turn import passed_over, skip
-from airflow_multideploy.operators.windows import OVERRIDE, closed, waits
+from airflow_multideploy.operators.windows import OVERRIDE, closed, refusal
 from airflow_multideploy.preview import lacking, poolless, preview, refusals, resolved
 
 PREVIEW = "preview"
@@ -181,12 +181,10 @@ class PlanOperator(BaseOperator):
             by = getattr(context["dag_run"], "triggering_user_name", None) or ""
             past = Override(what=found.reason, by=by, at=self._clock.time(), reason=plan.override)
             context["ti"].xcom_push(OVERRIDE, past.dump())
-        elif waits(plan) and found.opens is not None:
-            self.log.warning("%s: will wait: %s", plan.name, found.reason)
-        elif len(platforms) == 1 or all(
-            closed(plan, self._clock.time(), platforms=[platform]) is not None for platform in platforms
-        ):
-            raise SpecError(f"{found.reason}; come back then, or give 'override' a reason", service=plan.name)
+        elif why := refusal(plan, self._clock.time(), platforms=platforms):
+            raise SpecError(f"{why}; come back then, or give 'override' a reason", service=plan.name)
+        else:
+            self.log.warning("%s: some of it will wait, or be left out: %s", plan.name, found.reason)
 
     def _reconcile(self, context: Context, service: Service) -> None:
         """Settle what runs that are over left in doubt; what stays so is refused afterwards, with the facts."""

@@ -51,6 +51,17 @@ def closed(plan: Plan, now: float, *, platforms: Sequence[str], begun: bool = Fa
     return found if isinstance(found, Blocked) else None
 
 
+def refusal(plan: Plan, now: float, *, platforms: Sequence[str]) -> str:
+    """Why the whole release is refused now: it may write to none of its platforms, and does not wait; else empty.
+
+    Parameters and errors are those of `closed`.
+    """
+    found = closed(plan, now, platforms=platforms)
+    if found is None or (waits(plan) and found.opens is not None):
+        return ""
+    return found.reason if all(closed(plan, now, platforms=[platform]) for platform in platforms) else ""
+
+
 def hold(operator: BaseOperator, plan: Plan, platform: str, clock: TaskClock, *, begun: bool, again: str) -> str:
     """Wait until this release may write to this platform; an empty text then, or why it may not and does not wait.
 

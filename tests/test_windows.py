@@ -1,0 +1,79 @@
+"""What holds a release before its first write: the frozen plan's windows, and the freezes of the moment."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from airflow_multideploy.core.catalog import parse_service
+from airflow_multideploy.core.errors import SpecError
+from airflow_multideploy.core.plan import Plan, make_plan
+from airflow_multideploy.operators.windows import closed, refusal, waits
+from airflow_multideploy.platforms import config_type
+
+MONDAY = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
+ALWAYS = {"from": "2020-01-01T00:00", "to": "2999-01-01T00:00"}
+TUESDAYS = {"open": [{"days": ["tue"], "from": "09:00", "to": "17:00"}]}
+BOTH = ["aws_ecs", "http"]
+
+
+def plan(*, service: dict[str, Any] | None = None, **conf: Any) -> Plan:
+    targets = {
+        "aws": {"platform": "aws_ecs", "conn_id": "aws", "cluster": "main", "service": "shop"},
+        "dc1": {"platform": "http", "conn_id": "dc1"},
+    }
+    document = {"artifact": {"image": "registry.test/shop"}, "targets": targets, **(service or {})}
+    made = parse_service("shop", document, config_type=config_type)
+    return make_plan("shop", made, {"version": "1", **conf}, dag_id="shop", run_id="run1")
+
+
+def freeze(monkeypatch: pytest.MonkeyPatch, *freezes: object) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_FREEZES", json.dumps(freezes))
+
+
+def test_a_freeze_holds_a_release_but_no_rollback_and_none_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert closed(plan(), MONDAY, platforms=BOTH) is None
+    freeze(monkeypatch, {"name": "year end", **ALWAYS})
+    found = closed(plan(), MONDAY, platforms=BOTH)
+    assert found is not None
+    assert "frozen by 'year end' on aws_ecs, http" in found.reason
+    assert closed(plan(rollback=True), MONDAY, platforms=BOTH) is None
+    assert closed(plan(override="INC-7"), MONDAY, platforms=BOTH) is None
+
+
+def test_once_begun_only_a_freeze_of_the_platform_itself_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = plan(service={"windows": TUESDAYS})
+    freeze(monkeypatch, {"name": "all", **ALWAYS}, {"name": "cloud", "platforms": ["aws_*"], **ALWAYS})
+    assert closed(windows, MONDAY, platforms=["http"], begun=True) is None
+    found = closed(windows, MONDAY, platforms=["aws_ecs"], begun=True)
+    assert found is not None
+    assert found.reason.startswith("frozen by 'cloud'")
+
+
+@pytest.mark.parametrize("service", [{"windows": TUESDAYS}, {"schedule": {"windows": TUESDAYS}, "version": "1"}])
+def test_outside_its_windows_a_service_waits_unless_it_refuses(service: dict[str, Any]) -> None:
+    waiting = plan(service=service)
+    found = closed(waiting, MONDAY, platforms=BOTH)
+    assert found is not None
+    assert found.opens == datetime(2026, 11, 24, 9, tzinfo=UTC)
+    assert waits(waiting)
+    assert refusal(waiting, MONDAY, platforms=BOTH) == ""
+    refusing = plan(service={"windows": {**TUESDAYS, "when_closed": "refuse"}})
+    assert "outside its windows" in refusal(refusing, MONDAY, platforms=BOTH)
+
+
+def test_a_freeze_of_one_platform_refuses_the_plan_only_where_there_is_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    freeze(monkeypatch, {"name": "cloud", "platforms": ["aws_*"], **ALWAYS})
+    assert refusal(plan(), MONDAY, platforms=BOTH) == ""
+    assert "frozen by 'cloud'" in refusal(plan(), MONDAY, platforms=["aws_ecs"])
+
+
+def test_freezes_that_cannot_be_read_let_nothing_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    freeze(monkeypatch, {"name": "x", "weekly": {}})
+    with pytest.raises(SpecError, match=r"Variable multideploy_freezes: freezes\[0\]\.weekly"):
+        closed(plan(), MONDAY, platforms=BOTH)
