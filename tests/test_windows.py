@@ -65,6 +65,12 @@ def test_outside_its_windows_a_service_waits_unless_it_refuses(service: dict[str
     assert "outside its windows" in refusal(refusing, MONDAY, platforms=BOTH)
 
 
+def test_windows_of_its_own_come_before_those_of_its_schedule() -> None:
+    mondays = {"open": [{"days": ["mon"], "from": "09:00", "to": "17:00"}]}
+    both = plan(service={"windows": mondays, "schedule": {"windows": TUESDAYS}, "version": "1"})
+    assert closed(both, MONDAY, platforms=BOTH) is None
+
+
 def test_a_freeze_of_one_platform_refuses_the_plan_only_where_there_is_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

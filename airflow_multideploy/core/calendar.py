@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 from airflow_multideploy.core.catalog import lines
 from airflow_multideploy.core.errors import MissingExtra, SpecError
-from airflow_multideploy.core.models import Service, secret_paths
-from airflow_multideploy.core.windows import Day, Freeze, Scheduled, Window, Windows, Yearly
+from airflow_multideploy.core.models import secret_paths
+from airflow_multideploy.core.windows import Day, Freeze, Window, Windows, Yearly
 
 HORIZON = timedelta(days=731)
 """How far ahead is looked; what is not found until then counts as never."""
@@ -119,13 +119,6 @@ def parse_freezes(document: object) -> tuple[Freeze, ...]:
     if problems:
         raise SpecError(problems)
     return tuple(found)
-
-
-def gate_windows(service: Service) -> Windows | None:
-    """The windows in which the service may be released: its own, else those of its schedule; None: at any time."""
-    if service.windows is None and isinstance(service.schedule, Scheduled):
-        return service.schedule.windows
-    return service.windows
 
 
 def next_opening(windows: Windows, after: datetime) -> datetime:

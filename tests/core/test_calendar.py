@@ -15,7 +15,6 @@ from airflow_multideploy.core.calendar import (
     Open,
     freezes_at,
     gate,
-    gate_windows,
     next_opening,
     parse_freezes,
     windows_at,
@@ -355,13 +354,9 @@ def service(**changes: Any) -> Service:
     return parse_service("shop", document, config_type=config_type)
 
 
-def test_a_service_has_windows_of_its_own_or_those_of_its_schedule() -> None:
+def test_a_service_with_windows_survives_json() -> None:
     night = {"zone": "Europe/Berlin", "open": [window("fri 22:00-02:00")], "when_closed": "refuse"}
-    assert gate_windows(service()) is None
-    assert gate_windows(service(schedule="@daily")) is None
-    assert gate_windows(service(windows=night)) == gate_windows(service(schedule={"windows": night}))
     both = service(schedule={"windows": HOURS}, windows=night)
-    assert gate_windows(both) == Windows.model_validate(night)
     again = both.model_dump(mode="json")
     assert again["windows"]["open"] == [window("fri 22:00-02:00")]
     assert service(**{**again, "targets": {"t": {"platform": "fake", "conn_id": "c"}}}) == both
