@@ -231,14 +231,13 @@ class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
         if handle.data.get("left") or not handle.data.get("marked", True):
             return (yield from super()._look(handle))
         live = yield from self._live()
-        there = (live.fx, _dump(live)) == (handle.data["fx"], handle.data["before"])
+        there = waiting = _side(live) == handle.data["before"]
         if handle.action == "deploy":
             there = live.fx == handle.data["fx"] and _release(live) == handle.data["release"]
         if there:
             seen = yield from self._judge_live(handle, live)
             # That the marker came with the swap tells the release from what ran before, also when the app does not.
             return seen.model_copy(update={"verified": True}) if live.state.lower() == "running" else seen
-        waiting = (live.fx, _dump(live)) == (handle.data["other"], handle.data["before"])
         if handle.action == "rollback":  # not swapping: the swap of a late attempt landed, so go back once more
             waiting = _release(live) == handle.data["release"] and bool(handle.data.get("swapping"))
         if not waiting:
@@ -265,12 +264,17 @@ class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
         action: Literal["deploy", "rollback"],
         slot: Mapping[str, Any] | None = None,
     ) -> Handle:
-        """About production, once it is swapped; ``slot`` tells how the slot is judged until then."""
-        ours, before = self._wanted(release), str(snapshot.data["fx"])
-        fx, other = (ours, before) if action == "deploy" else (before, ours)
+        """About production, once it is swapped; ``slot`` tells how the slot is judged until then.
+
+        Until then production runs what it runs now, which under ``force`` need not be the snapshot.
+        """
+        deploying = action == "deploy"
+        fx = self._wanted(release) if deploying else str(snapshot.data["fx"])
         marker = Marker(release.release_id, action, fx, None, (), None)
         handle = self._handle(live, marker, release, snapshot)
-        known = {"release": release.release_id, "before": snapshot.data["marker"], "other": other}
+        replaced = deploying and not _ours(live, release)
+        before = _side(live) if replaced else {key: snapshot.data[key] for key in ("fx", "marker")}
+        known = {"release": release.release_id, "before": before}
         return handle.model_copy(update={"data": {**handle.data, **known, **({"slot": dict(slot)} if slot else {})}})
 
 

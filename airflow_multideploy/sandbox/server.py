@@ -164,8 +164,11 @@ async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str])
 
 
 def listen(port: int = 0) -> socket.socket:
-    """A bound loopback socket; port 0 takes a free one."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    """A bound loopback socket; port 0 takes a free one.
+
+    It names TCP, or asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for an acknowledgement.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(("127.0.0.1", port))

@@ -104,10 +104,15 @@ class Driver:
         """Snapshot and deploy, retried as a release retries them; documents pass through JSON."""
         release = release or self.release()
         clock = QuickClock()
+        taken = persist(lambda: self.platform(stand_in).snapshot(), clock=clock, until=clock.time() + 20)
+        snapshot = passed_on(taken)
+        return snapshot, self.deploy(stand_in, release, snapshot), release
+
+    def deploy(self, stand_in: StandIn, release: Release, snapshot: Snapshot) -> Handle:
+        """Deploy, retried as a release retries it."""
+        clock = QuickClock()
         until = clock.time() + 20
-        snapshot = passed_on(persist(lambda: self.platform(stand_in).snapshot(), clock=clock, until=until))
-        handle = persist(lambda: self.platform(stand_in).deploy(release, snapshot), clock=clock, until=until)
-        return snapshot, passed_on(handle), release
+        return passed_on(persist(lambda: self.platform(stand_in).deploy(release, snapshot), clock=clock, until=until))
 
     def back(self, stand_in: StandIn, release: Release, snapshot: Snapshot, handle: Handle | None) -> Handle:
         """Roll back, retried as a release retries it."""

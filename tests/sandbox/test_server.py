@@ -34,3 +34,22 @@ def test_stopping_does_not_wait_for_a_client_that_keeps_its_connection(tmp_path:
         began = time.monotonic()
         server.stop()
         assert time.monotonic() - began < 5
+
+
+def test_answers_do_not_wait_for_an_acknowledgement() -> None:
+    """Head and body are two writes: with Nagle's algorithm on, the second one is 40 ms late."""
+    seen = []
+
+    async def look(scope: Scope, receive: Receive, send: Send) -> None:
+        connection = scope["extensions"]["sandbox.transport"].get_extra_info("socket")
+        seen.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        await hello(scope, receive, send)
+
+    server = Server(look).start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    finally:
+        server.stop()
+    assert [bool(option) for option in seen] == [True]

@@ -92,6 +92,19 @@ def told(sandbox: Sandbox) -> dict[str, Any]:
     return {"notifier": "tests.system.notifier.FileNotifier", "arguments": arguments}
 
 
+def in_trouble(sandbox: Sandbox) -> list[dict[str, Any]]:
+    """A notifier that raises, one that hangs, one that points nowhere; and one that works."""
+    troubled = {"notifier": "tests.system.notifier.Troubled", "events": ["started", "rolled_back"]}
+    works = told(sandbox)
+    works["arguments"] = {**works["arguments"], "path": str(sandbox.folder / "told-in-trouble")}
+    return [
+        {**troubled, "arguments": {}},
+        {**troubled, "arguments": {"seconds": 30}},
+        {**troubled, "notifier": "no.such.Notifier", "arguments": {}},
+        works,
+    ]
+
+
 ASKING = ("gated", "overdue", "guided", "unattended")
 
 
@@ -157,7 +170,7 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
         "chain": service("chain"),
         "doubt": service("doubt", notify=[told(sandbox)]),
         "settler": service("settler", rollback={"in_doubt": "reconcile"}),
-        "fast": service("fast", fail_fast=True),
+        "fast": service("fast", fail_fast=True, notify=in_trouble(sandbox)),
         "back": service("back"),
         "checked": service("checked"),
         "lanes": service("lanes", max_parallel=2, params={"region": {"default": "eu", "enum": ["eu", "us"]}}),
@@ -227,7 +240,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             connections={**sandbox.connections(), "registry": {"conn_type": "http", "host": f"http://{REGISTRY}"}},
             variables={"multideploy_services": catalog(sandbox)},
             settings={
-                "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+                "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
                 "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",  # of questions to people too
                 "PYTHONPATH": str(DAGS.parent),  # for tests.system.notifier
                 "AIRFLOW__MULTIDEPLOY__RECONCILE": "rollback",

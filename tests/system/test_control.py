@@ -8,6 +8,7 @@ import pytest
 
 from tests.system.conftest import KINDS, Stage, everywhere
 from tests.system.test_ledger import history
+from tests.system.test_plan import multideploy
 
 pytestmark = [pytest.mark.system, pytest.mark.long]
 
@@ -16,13 +17,21 @@ def test_fail_fast_stops_the_siblings_in_flight_and_takes_them_back(stage: Stage
     for kind in KINDS.values():
         outcome = {"outcome": "fails"} if kind == "azure_web_app" else {"outcome": "slow", "seconds": 120}
         stage.sandbox.world.add_fault({"platform": kind, "resource": "fast", **outcome})
-    state, result, _ = stage.release("fast", {"version": "2.0.0"})
+    state, result, run_id = stage.release("fast", {"version": "2.0.0"})
     assert (state, result["status"]) == ("failed", "rolled_back"), result
     assert stage.live("fast") == everywhere("1.0.0")
     stopped = {r["target"] for r in result["results"] if "stopped (fail_fast): azure failed" in r["reason"]}
     assert stopped == {"aws", "gcp", "onprem"}
     assert result["figures"]["deployment_seconds"] < 60, "nobody waited for the slow ones"
     assert not result["cancelled"]
+    # Its notifiers are in trouble: one raises, one hangs for 30 s, one points nowhere. Only the log tells.
+    assert (stage.sandbox.folder / "told-in-trouble").read_text() == "fast rolled_back\n"
+    for task in ("plan", "finalize"):
+        log = "".join(
+            path.read_text() for path in (stage.airflow.home / "logs").glob(f"*/run_id={run_id}/task_id={task}/*")
+        )
+        for why in ("no network", "no answer within 10 s", "No module named 'no'"):
+            assert why in log, (task, why)
 
 
 def test_a_few_at_once_and_a_condition_over_params(stage: Stage) -> None:
@@ -57,7 +66,14 @@ def test_three_versions_back_on_all_platforms_though_the_service_is_frozen(stage
     assert all(r["verified"] for r in result["results"])
     state, result, _ = stage.release("back", {"version": "1.5.0", "override": "INC-8"})
     assert (state, stage.live("back")) == ("success", everywhere("1.5.0")), result
-    kept = history(stage, "back")
+    # And by the command: to where it was before, on two of them.
+    said = multideploy(stage, "rollback", "back", "--targets", "aws,onprem", "--reason", "INC-9", "-o", "json")
+    run_id = json.loads(said)["run_id"]
+    assert stage.airflow.finish("back", run_id, timeout=180) == "success"
+    assert stage.live("back") == {**everywhere("1.5.0"), "aws": "1.1.0", "onprem": "1.1.0"}
+    last, *kept = history(stage, "back")
+    assert (last["run_id"], last["kind"], last["reason"]) == (run_id, "rollback", "INC-9")
+    assert "no such DAG" in multideploy(stage, "rollback", "bakc", code=2)
     assert [(r["kind"], r["version"], r["status"]) for r in kept[:3]] == [
         ("release", "1.5.0", "succeeded"),
         ("rollback", "1.1.0", "succeeded"),
