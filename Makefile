@@ -17,7 +17,7 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 test: setup  ## all tests that need no root service
-	$(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder -m "not long and not conformance"
+	$(BIN)/python -m pytest tests -n 4 --dist loadfile --no-loadscope-reorder -m "not long and not conformance"
 
 test-conformance: setup  ## the conformance suite of every platform that needs no root service
 	$(BIN)/python -m pytest tests/platforms -n 4 --dist loadfile -m "conformance and not long"

@@ -151,7 +151,7 @@ def test_operator() -> None:
 @pytest.fixture(scope="module")
 def exchanges() -> list[Exchange]:
     """What passes in a deploy, a failing deploy, a stopped one and each one's rollback."""
-    world = World(seconds=0.1)
+    world = World(seconds=0.6)  # Argo tells times in whole seconds: two releases of one second have no order
     stand_in = ArgoWorkflowsStandIn(world)
     stand_in.start()
     stand_in.seed(RESOURCE, None)
