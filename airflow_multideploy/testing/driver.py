@@ -131,7 +131,7 @@ class Driver:
     # --- what must have happened, or not ---------------------------------------------------------------------------
 
     def agreed(self, stand_in: StandIn, handle: Handle) -> None:
-        """The worker and the triggerer see the same; where the platform moved on between their looks, they look again."""
+        """The worker and the triggerer see the same; if the platform moved on between their looks, they look again."""
         for _ in range(20):
             one, other, again = (self.look(self.platform(stand_in), handle, mode) for mode in ("sync", "async", "sync"))
             if one == again:
