@@ -91,7 +91,7 @@ class PlatformContract(Driver):
 
     def test_a_second_deploy_of_one_release_makes_no_second_revision(self, stand_in: StandIn, mode: str) -> None:
         snapshot, _, release = self.start(stand_in)
-        handle = self.deploy(stand_in, release, snapshot)
+        handle = self.deployed(stand_in, release, snapshot)
         assert self.wait(self.platform(stand_in), handle, mode).state is State.HEALTHY
         assert len(stand_in.revisions(RESOURCE)) == 1
 

@@ -106,9 +106,9 @@ class Driver:
         clock = QuickClock()
         taken = persist(lambda: self.platform(stand_in).snapshot(), clock=clock, until=clock.time() + 20)
         snapshot = passed_on(taken)
-        return snapshot, self.deploy(stand_in, release, snapshot), release
+        return snapshot, self.deployed(stand_in, release, snapshot), release
 
-    def deploy(self, stand_in: StandIn, release: Release, snapshot: Snapshot) -> Handle:
+    def deployed(self, stand_in: StandIn, release: Release, snapshot: Snapshot) -> Handle:
         """Deploy, retried as a release retries it."""
         clock = QuickClock()
         until = clock.time() + 20

@@ -45,7 +45,7 @@ class TestAzureWebAppSlot(PlatformContract):
         """As in the suite, but the first call of deploy only fills the slot: it is called as a release calls it."""
         snapshot = self.platform(stand_in).snapshot()
         stand_in.meddle(RESOURCE, OTHER)
-        handle = self.deploy(stand_in, self.release(force=True), snapshot)
+        handle = self.deployed(stand_in, self.release(force=True), snapshot)
         stand_in.swaps = {site: until + 1 for site, until in stand_in.swaps.items()}  # for certain not done yet
         assert self.platform(stand_in).observe(handle).state is State.PROGRESSING
         assert self.wait(self.platform(stand_in), handle, "sync").state is State.HEALTHY
