@@ -22,8 +22,8 @@ test: setup  ## all tests that need no root service
 test-conformance: setup  ## the conformance suite of every platform that needs no root service
 	$(BIN)/python -m pytest tests/platforms -n 4 --dist loadfile -m "conformance and not long"
 
-test-long: setup  ## what takes minutes, or a service that only root can start: release control on a real Airflow, a Docker Engine, twelve kinds
-	$(BIN)/python -m pytest tests -m long
+test-long: setup  ## what takes minutes, or a service that only root can start: release control and the UI on a real Airflow, a Docker Engine, twelve kinds
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 test-quick: setup  ## without the real scheduler
 	$(BIN)/python -m pytest tests -n 2 -m "not system and not long and not conformance"

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ class Cluster:
         return dict(answer.json())
 
 
+_started = ExitStack()
+atexit.register(_started.close)
+
+
 @cache
 def _found() -> Cluster | str:
     if path := os.environ.get(KUBECONFIG):
@@ -65,7 +70,7 @@ def _found() -> Cluster | str:
         subprocess.run([_KUBE_LOCAL, "down", folder], check=False, timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
-    atexit.register(down)
+    _started.callback(down)
     up = subprocess.run(
         [_KUBE_LOCAL, "up", folder], env=environment, capture_output=True, text=True, timeout=180, check=False
     )
@@ -74,11 +79,17 @@ def _found() -> Cluster | str:
 
 
 def cluster() -> Cluster:
-    """The cluster of this test session; skips the test, and says so, where there is none."""
+    """The cluster of this test module; skips the test, and says so, where there is none."""
     found = _found()
     if isinstance(found, str):
         pytest.skip(found)
     return found
+
+
+def stop() -> None:
+    """Stop the cluster if it was started here: nobody uses it, and it takes a tenth of a core."""
+    _started.close()
+    _found.cache_clear()
 
 
 def _free_ports(count: int) -> int:

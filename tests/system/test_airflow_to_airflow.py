@@ -17,7 +17,7 @@ from airflow_multideploy.platforms import adapter
 from airflow_multideploy.platforms.airflow import Airflow
 from airflow_multideploy.sandbox.airflow import LocalAirflow
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 DAG = """
 import time
