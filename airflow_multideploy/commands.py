@@ -57,6 +57,7 @@ def commands() -> list[ActionCommand]:
             arg("--reason", help="why; kept with the release"),
             arg("--force", action="store_true", help="also to a release that was not good there"),
             output(),
+            verbose,
         ),
         command(doctor, "Check all that could make a release fail or hang", file, output(), verbose),
     ]
@@ -68,6 +69,7 @@ def rollback(args: Namespace) -> None:
     from getpass import getuser
 
     from airflow.api.client import get_current_api_client
+    from airflow.exceptions import DagNotFound
     from airflow.sdk.exceptions import AirflowException
 
     conf: dict[str, Any] = {"version": args.to, "rollback": True, "force": args.force}
@@ -75,6 +77,10 @@ def rollback(args: Namespace) -> None:
     conf |= {"reason": args.reason} if args.reason is not None else {}
     try:
         run = get_current_api_client().trigger_dag(dag_id=args.service, conf=conf, triggering_user_name=getuser())
+    except DagNotFound:
+        fail(
+            f"{args.service}: Airflow knows no such DAG; correct the name, or wait until the DAG processor has seen it"
+        )
     except (AirflowException, ValueError, OSError) as error:
         fail(f"{args.service}: {error}")
     found = {"service": args.service, "run_id": (run or {}).get("dag_run_id"), "conf": conf}

@@ -66,14 +66,14 @@ def test_three_versions_back_on_all_platforms_though_the_service_is_frozen(stage
     assert all(r["verified"] for r in result["results"])
     state, result, _ = stage.release("back", {"version": "1.5.0", "override": "INC-8"})
     assert (state, stage.live("back")) == ("success", everywhere("1.5.0")), result
-    # And by the command: to where it was before, on two of them.
+    # And by the command: to the last good one that is older than what is live, on two of them.
     said = multideploy(stage, "rollback", "back", "--targets", "aws,onprem", "--reason", "INC-9", "-o", "json")
     run_id = json.loads(said)["run_id"]
     assert stage.airflow.finish("back", run_id, timeout=180) == "success"
-    assert stage.live("back") == {**everywhere("1.5.0"), "aws": "1.1.0", "onprem": "1.1.0"}
+    assert stage.live("back") == {**everywhere("1.5.0"), "aws": "1.4.0", "onprem": "1.4.0"}
     last, *kept = history(stage, "back")
     assert (last["run_id"], last["kind"], last["reason"]) == (run_id, "rollback", "INC-9")
-    assert "no such DAG" in multideploy(stage, "rollback", "bakc", code=2)
+    multideploy(stage, "rollback", "bakc", code=2)
     assert [(r["kind"], r["version"], r["status"]) for r in kept[:3]] == [
         ("release", "1.5.0", "succeeded"),
         ("rollback", "1.1.0", "succeeded"),
