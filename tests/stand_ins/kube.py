@@ -21,6 +21,9 @@ KUBECONFIG = "MULTIDEPLOY_TEST_KUBECONFIG"
 _KUBE_LOCAL = Path(__file__).parents[3] / "shared" / "kube" / "kube-local"
 
 Json = dict[str, Any]
+_started = ExitStack()
+"""What is to be closed and stopped when nobody uses the cluster any more."""
+atexit.register(_started.close)
 
 
 class Cluster:
@@ -40,6 +43,7 @@ class Cluster:
             tls.load_cert_chain(known.cert_file, known.key_file)
         headers = {auth["key"]: auth["value"] for auth in known.auth_settings().values() if auth["in"] == "header"}
         self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=tls, headers=headers)
+        _started.callback(self.http.close)
 
     def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json", **params: str) -> Json:
         """One call, which has to succeed; an object that does not exist is empty."""
@@ -48,10 +52,6 @@ class Cluster:
             return {}
         assert answer.is_success, answer.text
         return dict(answer.json())
-
-
-_started = ExitStack()
-atexit.register(_started.close)
 
 
 @cache
@@ -87,14 +87,15 @@ def cluster() -> Cluster:
 
 
 def stop() -> None:
-    """Stop the cluster if it was started here: nobody uses it, and it takes a tenth of a core."""
+    """Nobody uses it any more: leave it, and stop it if it was started here, as it takes a tenth of a core."""
     _started.close()
     _found.cache_clear()
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    for first in range(26443, 32000, 10):
+    """The first of so many free ports in a row; each pytest worker looks among others."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for first in range(26443 + 500 * (worker % 10), 32000, 10):
         socks = [socket.socket() for _ in range(count)]
         try:
             for offset, sock in enumerate(socks):
