@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.models import Service
+from airflow_multideploy.core.promotion import astray
 
 
 @dataclass
@@ -45,6 +46,8 @@ def check(file: str | None) -> Checked:
             if (why := notifications.unfit(each.notifier))
         ]
     for name, problems in contradictions(found.services).items():
+        found.problems[name] += problems
+    for name, problems in astray(found.services, found.problems).items():
         found.problems[name] += problems
     return found
 

@@ -70,7 +70,9 @@ def rollback(args: Namespace) -> None:
 
     from airflow.api.client import get_current_api_client
     from airflow.exceptions import DagNotFound
+    from airflow.models import DagRun
     from airflow.sdk.exceptions import AirflowException
+    from airflow.utils.state import DagRunState
 
     conf: dict[str, Any] = {"version": args.to, "rollback": True, "force": args.force}
     conf |= {"targets": args.targets.split(",")} if args.targets is not None else {}
@@ -83,11 +85,14 @@ def rollback(args: Namespace) -> None:
         )
     except (AirflowException, ValueError, OSError) as error:
         fail(f"{args.service}: {error}")
-    found = {"service": args.service, "run_id": (run or {}).get("dag_run_id"), "conf": conf}
+    before = [each.run_id for each in DagRun.find(dag_id=args.service, state=DagRunState.RUNNING)]
+    found = {"service": args.service, "run_id": (run or {}).get("dag_run_id"), "conf": conf, "after": before}
     if args.output == "json":
         print_json(found)
-    else:
-        print(f"{args.service}: rolling back to {args.to} in run {found['run_id']}")
+        return
+    print(f"{args.service}: rolling back to {args.to} in run {found['run_id']}")
+    for each in before:
+        print(f"it begins when run {each} has ended; if that one waits for a person, mark it failed")
 
 
 @contextmanager

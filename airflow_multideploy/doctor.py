@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fnmatch
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from airflow_multideploy.core.errors import MultideployError, SpecError, Unknown
 from airflow_multideploy.core.journal import Journal
 from airflow_multideploy.core.ledger import Ledger, Spoilt
 from airflow_multideploy.core.models import Service
+from airflow_multideploy.core.windows import Freeze
 from airflow_multideploy.operators.windows import FREEZES
 from airflow_multideploy.platforms import kinds, platform_type
 
@@ -45,7 +47,7 @@ def examine(catalog: Checked) -> list[Finding]:
         *_platforms(catalog.services),
         *_reconciler(),
         *_jobs(catalog.services),
-        *_freezes(),
+        *_freezes(catalog.services),
         *_stores(catalog.services),
     ]
     return sorted(found, key=lambda each: each.severity)
@@ -147,15 +149,34 @@ def _jobs(services: dict[str, Service]) -> Iterator[Finding]:
                 yield Finding(place=command, reason=reason, remedy=f"start `airflow {command}`, and look at its log")
 
 
-def _freezes() -> Iterator[Finding]:
+def _freezes(services: dict[str, Service]) -> Iterator[Finding]:
     try:
         freezes = parse_freezes(variables.read_json(FREEZES))
-        freezes_at(freezes, datetime.now(UTC), service="", platforms=[""])  # reads their calendars, too
+        anywhere = {"services": ("*",), "environments": ("*",), "platforms": ("*",)}
+        everything = [freeze.model_copy(update=anywhere) for freeze in freezes]
+        freezes_at(everything, datetime.now(UTC), service="", platforms=[""])  # reads their calendars, too
+        yield from _unmatched(freezes, services)
     except SpecError as error:
         for problem in error.problems:
             yield _told(f"Variable {FREEZES}", problem)
     except MultideployError as error:
         yield _told(f"Variable {FREEZES}", str(error))
+
+
+def _unmatched(freezes: Iterable[Freeze], services: dict[str, Service]) -> Iterator[Finding]:
+    """A freeze that is about nothing is a slip of the pen, and freezes nothing."""
+    about: dict[str, set[str]] = {"services": set(), "environments": set(), "platforms": set()}
+    for name, service in services.items():
+        about["services"] |= {name, name.removesuffix(f"-{service.environment}")}
+        about["environments"].add(service.environment or "")
+        about["platforms"] |= {config.platform for config in service.targets.values()}
+    for freeze in freezes:
+        for field, names in about.items():
+            for pattern in getattr(freeze, field):
+                if not fnmatch.filter(names, pattern):
+                    reason = f"freeze {freeze.name!r}: {field}: {pattern!r} fits nothing in the catalog"
+                    remedy = "correct or remove it"
+                    yield Finding(severity="warning", place=f"Variable {FREEZES}", reason=reason, remedy=remedy)
 
 
 def _stores(services: dict[str, Service]) -> Iterator[Finding]:

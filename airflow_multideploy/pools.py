@@ -84,6 +84,7 @@ def make(todo: list[Step]) -> None:
         for step in todo:
             if step.action != "keep":
                 Pool.create_or_update_pool(step.pool, step.slots, _ABOUT, include_deferred=False, session=session)
-    made = json.dumps({step.pool: step.slots for step in todo})
+    others = {pool: slots for pool, slots in known().items() if pool in existing()}  # of another catalog file
+    made = json.dumps({**others, **{step.pool: step.slots for step in todo}})
     if variables.get(MADE) != made:
         Variable.set(MADE, made, description=_ABOUT)

@@ -10,6 +10,7 @@ from typing import Any
 from airflow.sdk import BaseHook
 
 from airflow_multideploy import pools
+from airflow_multideploy.core.calendar import Blocked
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
 from airflow_multideploy.core.journal import Journal, Store
@@ -20,7 +21,7 @@ from airflow_multideploy.core.plan import Plan
 from airflow_multideploy.core.preview import Look, Preview, make_preview
 from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.core.wait import SystemClock
-from airflow_multideploy.operators.windows import closed, refusal
+from airflow_multideploy.operators.windows import closed, platforms_of, refusal, waits
 from airflow_multideploy.platforms import adapter, existing
 
 NOTHING: Mapping[str, str] = {}
@@ -47,8 +48,10 @@ def preview(
     """
     now = time.time()
     found = refusals(plan, service, store, made=made, run_id=run_id)
-    held = closed(plan, now, platforms=_platforms(plan, service))
-    found += filter(None, [refusal(plan, now, platforms=_platforms(plan, service))])
+    held = closed(plan, now, platforms=platforms_of(plan))
+    if held is not None and not waits(plan):
+        held = Blocked(held.reason, None)  # what is not refused for it goes without those targets
+    found += filter(None, [refusal(plan, now)])
     said = {name: f"{name} {service.requires[name].version}, and {live}" for name, live in lacking.items()}
     waited = [why for name, why in said.items() if service.requires[name].wait is not None]
     found += [f"requires {why}; release it first" for why in said.values() if why not in waited]
@@ -75,10 +78,6 @@ def lacking(
         if wrong:
             found[name] = ", ".join(wrong)
     return found
-
-
-def _platforms(plan: Plan, service: Service) -> list[str]:
-    return sorted({service.targets[target].platform for target in plan.selected})
 
 
 def _looks(plan: Plan, store: Store) -> dict[str, Look]:

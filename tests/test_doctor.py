@@ -109,6 +109,39 @@ def test_doctor_finds_each_thing_that_would_make_a_release_fail_or_hang(run: Run
     assert "Airflow knows no DAG" in found["service site"]["reason"]
 
 
+def test_doctor_finds_a_freeze_that_is_about_nothing_and_a_calendar_that_cannot_be_read(run: Run) -> None:
+    yearly = {"from": "12-20", "to": "01-03"}
+    freezes = [
+        {"name": "xmas", "yearly": yearly, "platforms": ["aws-ecs"]},
+        {"name": "shop", "yearly": yearly, "services": ["sho*"], "platforms": ["aws_*"]},
+        {"name": "company", "icalendar": "/no/such.ics", "services": ["site"]},
+    ]
+    _, findings = run("doctor", {"shop": entry()}, AIRFLOW_VAR_MULTIDEPLOY_FREEZES=json.dumps(freezes[:2]))
+    (found,) = [each for each in findings if each["place"] == "Variable multideploy_freezes"]
+    assert found["severity"] == "warning"
+    assert found["reason"] == "freeze 'xmas': platforms: 'aws-ecs' fits nothing in the catalog"
+    _, findings = run("doctor", {"shop": entry()}, AIRFLOW_VAR_MULTIDEPLOY_FREEZES=json.dumps(freezes))
+    (found,) = [each for each in findings if each["place"] == "Variable multideploy_freezes"]
+    assert (found["severity"], "/no/such.ics cannot be read" in found["reason"]) == ("error", True)
+
+
+def test_services_that_wait_for_each_other_or_for_nobody_are_found(run: Run) -> None:
+    catalog = {
+        "a": {**entry(), "promote": {"from": "b"}},
+        "b": {**entry(), "promote": {"from": "a"}},
+        "c": {**entry(), "promote": {"from": "b"}},
+        "d": {**entry(), "promote": {"from": "nosuch"}, "requires": {"neither": "1.4", "c": ">=1"}},
+    }
+    _, findings = run("doctor", catalog)
+    said = {(each["place"], each["reason"]) for each in findings if each["place"].startswith("service ")}
+    assert {(place, reason) for place, reason in said if "no DAG" not in reason} == {
+        ("service a", "promote.from: runs in a circle: a → b → a"),
+        ("service b", "promote.from: runs in a circle: b → a → b"),
+        ("service d", "promote.from: the catalog has no service 'nosuch'"),
+        ("service d", "requires.neither: the catalog has no service 'neither'"),
+    }
+
+
 def test_doctor_needs_no_triggerer_where_nobody_waits_there(run: Run) -> None:
     _, findings = run("doctor", {"site": {**entry(), "deferrable": False}})
     places = {each["place"]: each["severity"] for each in findings}

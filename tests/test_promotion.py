@@ -102,7 +102,9 @@ class Bench:
     def __init__(self, *, age: float = 100.0, running: float = 0.0, **said: Any) -> None:
         stores: dict[Any, MemoryStore] = defaultdict(MemoryStore)
         began = datetime.fromtimestamp(NOW - running, UTC)
-        self.context: Any = {"asset_state_store": stores, "dag_run": SimpleNamespace(start_date=began)}
+        alone = SimpleNamespace(dag_id="shop-prod", task_id="plan", get_dr_count=lambda **_: 0)  # no run is queued
+        run = SimpleNamespace(start_date=began)
+        self.context: Any = {"asset_state_store": stores, "dag_run": run, "ti": alone}
         self.events = [self.event(age, **said)]
 
     def event(self, age: float, **said: Any) -> AssetEventDagRunReferenceResult:
@@ -188,10 +190,12 @@ def test_a_run_that_somebody_started_by_hand_promotes_nothing() -> None:
 
 
 def test_it_bakes_until_the_event_is_old_enough() -> None:
-    bench = Bench(age=20)
+    bench = Bench(age=20, running=160)
     bench.live("shop-dev", "2")
     bench.live("pay", "2.0")
-    assert bench.waits() == 40
+    assert bench.waits() == 20, "it looks ever more seldom whether somebody asks for a rollback"
+    bench.events = [bench.event(50)]
+    assert bench.waits() == 10
     bench.events = [bench.event(60)]
     assert bench.waits() == 0
 

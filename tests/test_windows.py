@@ -60,9 +60,9 @@ def test_outside_its_windows_a_service_waits_unless_it_refuses(service: dict[str
     assert found is not None
     assert found.opens == datetime(2026, 11, 24, 9, tzinfo=UTC)
     assert waits(waiting)
-    assert refusal(waiting, MONDAY, platforms=BOTH) == ""
+    assert refusal(waiting, MONDAY) == ""
     refusing = plan(service={"windows": {**TUESDAYS, "when_closed": "refuse"}})
-    assert "outside its windows" in refusal(refusing, MONDAY, platforms=BOTH)
+    assert "outside its windows" in refusal(refusing, MONDAY)
 
 
 def test_windows_of_its_own_come_before_those_of_its_schedule() -> None:
@@ -71,12 +71,33 @@ def test_windows_of_its_own_come_before_those_of_its_schedule() -> None:
     assert closed(both, MONDAY, platforms=BOTH) is None
 
 
-def test_a_freeze_of_one_platform_refuses_the_plan_only_where_there_is_no_other(
+def test_a_freeze_of_one_platform_refuses_a_release_that_cannot_succeed_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It would write to the others, miss its policy, and send them back."""
     freeze(monkeypatch, {"name": "cloud", "platforms": ["aws_*"], **ALWAYS})
-    assert refusal(plan(), MONDAY, platforms=BOTH) == ""
-    assert "frozen by 'cloud'" in refusal(plan(), MONDAY, platforms=["aws_ecs"])
+    assert "frozen by 'cloud' on aws_ecs" in refusal(plan(), MONDAY)
+    assert refusal(plan(targets=["dc1"]), MONDAY) == ""
+    one = {"success": {"policy": {"at_least": 1}}}
+    assert refusal(plan(service=one), MONDAY) == ""
+    assert "frozen by 'cloud'" in refusal(plan(service=one, targets=["aws"]), MONDAY)
+
+
+@pytest.mark.parametrize(
+    ("scope", "holds"),
+    [
+        ({"services": ["shop"], "environments": ["prod"]}, True),
+        ({"services": ["shop-prod"]}, True),
+        ({"services": ["shop"], "environments": ["dev"]}, False),
+        ({"services": ["shop-pro"]}, False),
+    ],
+)
+def test_in_an_environment_a_service_is_frozen_by_either_of_its_names(
+    monkeypatch: pytest.MonkeyPatch, scope: dict[str, Any], holds: bool
+) -> None:
+    prod = plan(service={"environment": "prod"}).model_copy(update={"name": "shop-prod"})
+    freeze(monkeypatch, {"name": "x", **ALWAYS, **scope})
+    assert (closed(prod, MONDAY, platforms=BOTH) is not None) is holds
 
 
 def test_freezes_that_cannot_be_read_let_nothing_pass(monkeypatch: pytest.MonkeyPatch) -> None:

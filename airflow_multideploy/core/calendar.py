@@ -15,7 +15,7 @@ from datetime import MAXYEAR, UTC, date, datetime, time, timedelta
 from fnmatch import fnmatchcase
 from itertools import count, takewhile
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
@@ -204,10 +204,15 @@ def _first_common(windows: Windows | None, frozen: Sequence[Span], now: datetime
 def _about(
     freezes: Iterable[Freeze], service: str, environment: str | None, platforms: Sequence[str]
 ) -> Iterator[tuple[Freeze, tuple[str, ...]]]:
-    """The freezes that are about this, each with the platforms that it is about."""
+    """The freezes that are about this, each with the platforms that it is about.
+
+    In an environment a service goes by its own name as well: ``shop`` is ``shop-prod`` in ``prod``.
+    """
+    names = {service, service.removesuffix(f"-{environment}")} if environment else {service}
     for freeze in freezes:
         about = tuple(platform for platform in platforms if _matches(platform, freeze.platforms))
-        if about and _matches(service, freeze.services) and _matches(environment or "", freeze.environments):
+        named = any(_matches(name, freeze.services) for name in names)
+        if about and named and _matches(environment or "", freeze.environments):
             yield freeze, about
 
 
@@ -269,7 +274,9 @@ def _events(freeze: Freeze, path: Path, zone: ZoneInfo, after: datetime) -> list
             "pip install 'airflow-provider-multideploy[calendar]'"
         ) from error
     try:
-        events = of(Calendar.from_ical(path.read_bytes())).between(after - 2 * _DAY, after + HORIZON)
+        file = Calendar.from_ical(path.read_bytes())
+        _zones_known(file)
+        events = of(file).between(after - 2 * _DAY, after + HORIZON)
         return sorted(
             Span(_moment(event.start, zone), _moment(event.end, zone, last=True))
             for event in events
@@ -278,6 +285,17 @@ def _events(freeze: Freeze, path: Path, zone: ZoneInfo, after: datetime) -> list
     except Exception as error:
         said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise SpecError(f"freeze {freeze.name!r}: icalendar: {path} cannot be read ({said}); mend it") from error
+
+
+def _zones_known(file: Any) -> None:
+    """
+    :raises ValueError: an event has a time in a zone that nobody knows, which would be read as one without a zone.
+    """
+    for event in file.walk("VEVENT"):
+        for key in ("DTSTART", "DTEND"):
+            value = event.get(key)
+            if value is not None and "TZID" in value.params and getattr(value.dt, "tzinfo", UTC) is None:
+                raise ValueError(f"{key}: nobody knows the time zone {value.params['TZID']!r}")
 
 
 def _moment(value: date, zone: ZoneInfo, *, last: bool = False) -> datetime:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from airflow_multideploy.core.errors import MissingExtra, SpecError
@@ -12,6 +13,10 @@ _ALLOWED = (
     *(ast.Expression, ast.BoolOp, ast.UnaryOp, ast.Compare, ast.Name, ast.Attribute, ast.Constant, ast.List, ast.Tuple),
     *(ast.boolop, ast.Not, ast.USub, ast.cmpop, ast.Load),
 )
+
+
+_NO_NAMES = ("format", "format_map", "mro")
+"""What the library reads of nothing."""
 
 
 def flaw(expression: str, known: Collection[str]) -> str | None:
@@ -28,11 +33,19 @@ def flaw(expression: str, known: Collection[str]) -> str | None:
             return "holds more than comparisons with and, or, not, in; keep to those"
         if isinstance(node, ast.Name) and node.id != "params":
             return f"knows nothing called {node.id!r}; write params.{node.id}, or quote it when it is a text"
-        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.attr in known):
-            return f"there is no param {node.attr!r}; there are: {', '.join(sorted(known))}"
+        if isinstance(node, ast.Attribute) and (why := _unreadable(node, known)):
+            return why
     if not isinstance(tree.body, ast.BoolOp | ast.UnaryOp | ast.Compare | ast.Attribute):
         return "does not depend on any param; write one such as params.region == 'eu'"
     return None
+
+
+def _unreadable(node: ast.Attribute, known: Collection[str]) -> str:
+    if not (isinstance(node.value, ast.Name) and node.attr in known):
+        return f"there is no param {node.attr!r}; there are: {', '.join(sorted(known))}"
+    if node.attr in _NO_NAMES or node.attr.startswith(("_", "func_")):
+        return f"cannot read a param called {node.attr!r}; rename it"
+    return ""
 
 
 def holds(expression: str, params: Mapping[str, Any]) -> bool:
@@ -50,7 +63,9 @@ def holds(expression: str, params: Mapping[str, Any]) -> bool:
     if (why := flaw(expression, params)) is not None:
         raise SpecError(f"when: {expression!r}: {why}")
     try:
-        found = EvalWithCompoundTypes(names={"params": dict(params)}, functions={}).eval(expression.strip())
+        found = EvalWithCompoundTypes(names={"params": SimpleNamespace(**params)}, functions={}).eval(
+            expression.strip()
+        )
     except Exception as error:  # noqa: BLE001 - comparing a text with a number, for instance
         raise SpecError(f"when: {expression!r}: {type(error).__name__}: {error}; mend it") from None
     if not isinstance(found, bool):

@@ -55,6 +55,7 @@ class Release(Document):
     :param image: full image reference, pinned by digest when the digest is known.
     :param digest: ``sha256:…``, or None when it was not resolved.
     :param force: write even when the release is already live.
+    :param rollback: an earlier release on demand, in the place of one that somebody does not want.
     """
 
     service: str
@@ -64,6 +65,7 @@ class Release(Document):
     release_id: str
     reason: str = ""
     force: bool = False
+    rollback: bool = False
 
 
 class Snapshot(Document):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -192,12 +192,22 @@ def _agreed(kept: TargetRecord, record: Record, entry: Entry | None) -> TargetRe
     return now.model_copy(update={"deployed": kept.deployed})
 
 
+def _always_skipped(records: Iterable[Record], target: str) -> bool:
+    """Whether a target had a part in releases, and never more than being skipped."""
+    phases = {part.phase for record in records if (part := record.of(target)) is not None}
+    return phases == {Phase.SKIPPED}
+
+
 class Listed(Document):
-    """A line of the ledger's index."""
+    """A line of the ledger's index.
+
+    :param idle: it was refused before it had a plan.
+    """
 
     release_id: str
     run_id: str
     at: float
+    idle: bool = False
 
 
 class Spoilt(Listed):
@@ -217,25 +227,30 @@ class _Index(Document):
 class Ledger:
     """The records of one service over a `Store`, beside its journals. One writer at a time, as with a `Journal`."""
 
-    KEY, KEPT = "ledger", 200
+    KEY, KEPT, IDLE = "ledger", 200, 50
 
     def __init__(self, store: Store, service: str) -> None:
         self._store, self._service = store, service
 
     def keep(self, record: Record) -> None:
-        """Keep a record, in the place of an earlier one of the same release; the oldest beyond `KEPT` are dropped.
+        """Keep a record, in the place of an earlier one of the same release; the oldest beyond `KEPT` are dropped, and
+        first those that were refused, beyond `IDLE`: a cron in a freeze must not push out what one can go back to.
 
         A process that dies in between leaves no line of the index without its record.
         """
         self._store.set(self._key(record.release_id), record.dump())
         index = self._index()
-        line = Listed(release_id=record.release_id, run_id=record.run_id, at=record.started_at)
+        idle = record.status is Status.NOT_STARTED and not record.targets
+        line = Listed(release_id=record.release_id, run_id=record.run_id, at=record.started_at, idle=idle)
         if line in index:
             return
         others = [each for each in index if each.release_id != line.release_id]
         lines = sorted([*others, line], key=lambda each: each.at)
-        self._store.set(self.KEY, _Index(releases=tuple(lines[-self.KEPT :])).dump())
-        for old in lines[: -self.KEPT]:
+        refused = [each for each in lines if each.idle]
+        first = refused[: -self.IDLE] + [each for each in lines if not each.idle] + refused[-self.IDLE :]
+        dropped = first[: max(len(lines) - self.KEPT, 0)]
+        self._store.set(self.KEY, _Index(releases=tuple(each for each in lines if each not in dropped)).dump())
+        for old in dropped:
             self._store.delete(self._key(old.release_id))
 
     def find(self, dag_id: str, run_id: str) -> Record | None:
@@ -285,11 +300,12 @@ class Ledger:
                 return record
         return None
 
-    def good_releases(self, target: str) -> tuple[Record, ...]:
+    def good_releases(self, target: str, *, force: bool = False) -> tuple[Record, ...]:
         """What a rollback of this target can go to, newest first: each artifact whose last word here is a good one.
 
         One that was rolled back here, or is known as bad by the target's journal, is not among them.
 
+        :param force: they are, if they were ever written here.
         :raises SpecError: the journal cannot be read.
         """
         found: dict[str, Record] = {}
@@ -297,26 +313,35 @@ class Ledger:
             part = record.of(target)
             if part is not None and (part.touched or part.phase in GOOD):
                 found.setdefault(record.artifact, record)
+        if force:
+            return tuple(found.values())
         bad = Journal(self._store, f"{self._service}/{target}", f"{target}.").bad()
         return tuple(r for r in found.values() if r.image not in bad and (part := r.of(target)) and part.phase in GOOD)
 
     def earlier(self, wanted: str, live: Mapping[str, str | None], *, force: bool = False) -> Record:
         """The release that a rollback goes to: one that was good on every one of these targets.
 
-        :param wanted: its version, its digest, or ``previous``: the newest of those that were first released before
-            what is live now, so that going back twice goes back further.
+        A target that every release has skipped so far, such as one that only stands in for another, has no say.
+
+        :param wanted: its version, its digest, or ``previous``: of those that were good here before what is live now
+            ever was, the one that was released last; so going back twice goes back further.
         :param live: by target what is live there: a digest or an image, None where nobody knows.
-        :param force: a release that was not good there will do as well.
+        :param force: a named release that was not good there will do as well.
         :raises SpecError: there is none; names those that there are.
         """
-        sets = [self.records(target) if force else self.good_releases(target) for target in live]
-        found = {record.artifact: record for record in reversed(list(sets[0]))} if sets else {}
+        kept = tuple(self.records())
+        asked = [target for target in live if not _always_skipped(kept, target)]
+        sets = [self.good_releases(target, force=force and wanted != PREVIOUS) for target in asked]
+        found = {record.artifact: record for record in sets[0]} if sets else {}
         for others in sets[1:]:
             known = {record.artifact for record in others}
             found = {artifact: record for artifact, record in found.items() if artifact in known}
-        first = {record.artifact: record.started_at for record in self.records()}  # newest first: the oldest stays
-        now = min((first[artifact] for artifact in live.values() if artifact in first), default=math.inf)
-        newest = sorted(found.values(), key=lambda record: first[record.artifact], reverse=True)
+        first: dict[str, float] = {}  # newest first: the oldest stays
+        for record in kept:
+            if any(part.target in asked and part.phase in GOOD for part in record.targets):
+                first[record.artifact] = record.started_at
+        now = max((first[artifact] for artifact in live.values() if artifact in first), default=math.inf)
+        newest = sorted(found.values(), key=lambda record: record.started_at, reverse=True)
         for record in newest:
             named = wanted in (record.version, record.digest)
             if named or (wanted == PREVIOUS and first[record.artifact] < now):
@@ -324,7 +349,7 @@ class Ledger:
         there = ", ".join(dict.fromkeys(record.version for record in newest)) or "none"
         what = "earlier release" if wanted == PREVIOUS else f"release {wanted!r}"
         raise SpecError(
-            f"conf.version: no {what} that was good on {', '.join(live)}; the ledger knows of: {there}; "
+            f"conf.version: no {what} that was good on {', '.join(asked or live)}; the ledger knows of: {there}; "
             "name one of those, or release it without 'rollback'",
             service=self._service,
         )

@@ -147,15 +147,20 @@ def make_plan(
     problems = [
         f"conf.{key!s:.80}: unknown key; known: {', '.join(known)}" for key in sorted(set(conf) - set(known), key=str)
     ]
+    rollback = conf.get("rollback") is True
     params = {key: conf.get(key, parameter.default) for key, parameter in service.params.items()}
-    problems += [f"conf.{key}: {why}" for key, given in params.items() if (why := unfit(given, service.params[key]))]
+    problems += [
+        f"conf.{key}: {why}"
+        for key, given in params.items()
+        if not (rollback and given is None) and (why := unfit(given, service.params[key]))
+    ]
     version = service.version if conf.get("version") in (None, "") else conf["version"]
     if version is None:
         problems.append('conf.version: missing; say which version to release, e.g. {"version": "1.4.2"}')
-    elif not isinstance(version, str) or not re.fullmatch(_asked(conf.get("rollback")), version):
+    elif not isinstance(version, str) or not re.fullmatch(_asked(rollback), version):
         problems.append(f"conf.version: does not match {VERSION_PATTERN}; give an image tag such as 1.4.2")
     chosen = list(service.targets) if conf.get("targets") is None else conf["targets"]
-    problems += _selection(service, chosen)
+    problems += _selection(service, chosen, rollback=rollback)
     for key in ("dry_run", "force", "rollback"):
         if not isinstance(conf.get(key, False), bool):
             problems.append(f"conf.{key}: expected true or false")
@@ -172,29 +177,34 @@ def make_plan(
         release_id=release_id(dag_id, run_id),
         reason=str(conf.get("reason") or ""),
         force=bool(conf.get("force", False)),
+        rollback=rollback,
     )
     params |= {"version": release.version, "reason": release.reason, "force": release.force}
-    skipped = _not_met(service, chosen, params)
+    # What is to go back is said by the run's targets alone: its conditions were about another release.
+    skipped = {} if rollback else _not_met(service, chosen, params)
     selected = tuple(t for t in service.targets if t in chosen and t not in skipped)
     if problems := _selection(service, selected) if skipped else []:
         raise SpecError([*(f"targets.{t}: {why}" for t, why in skipped.items()), *problems], service=name)
     ordered = [tuple(t for t in wave if t in selected) for wave in waves(service.targets)]
+    frozen = service.model_dump(mode="json")
+    if rollback and isinstance(service.success.policy, AtLeast):
+        frozen["success"]["policy"]["at_least"] = min(service.success.policy.at_least, len(selected))
     return Plan(
         name=name,
-        service=service.model_dump(mode="json"),
+        service=frozen,
         release=release,
         selected=selected,
         waves=tuple(wave for wave in ordered if wave),
         skipped=skipped,
         dry_run=bool(conf.get("dry_run", False)),
-        rollback=bool(conf.get("rollback", False)),
+        rollback=rollback,
         override=str(conf.get("override") or "").strip(),
     )
 
 
-def _asked(rollback: object) -> str:
+def _asked(rollback: bool) -> str:
     """What a run may name as its version: a rollback also goes to a digest."""
-    return f"{DIGEST_PATTERN}|{VERSION_PATTERN[1:-1]}" if rollback is True else VERSION_PATTERN[1:-1]
+    return f"{DIGEST_PATTERN}|{VERSION_PATTERN[1:-1]}" if rollback else VERSION_PATTERN[1:-1]
 
 
 def unfit(value: object, parameter: Parameter) -> str | None:
@@ -224,8 +234,8 @@ def _not_met(service: Service, chosen: Iterable[str], params: Mapping[str, Any])
     return {t: f"not when {when}" for t, when in conditions.items() if when is not None and not holds(when, params)}
 
 
-def _selection(service: Service, chosen: object) -> list[str]:
-    """What is wrong with the targets that a run asks for."""
+def _selection(service: Service, chosen: object, *, rollback: bool = False) -> list[str]:
+    """What is wrong with the targets that a run asks for; a rollback may ask for fewer than a release needs."""
     if not isinstance(chosen, list | tuple) or not all(isinstance(t, str) for t in chosen):
         return ["conf.targets: expected a list of target names"]
     if not chosen:
@@ -233,7 +243,7 @@ def _selection(service: Service, chosen: object) -> list[str]:
     known = ", ".join(service.targets)
     problems = [f"conf.targets: no target {t!r:.80}; there are: {known}" for t in chosen if t not in service.targets]
     policy = service.success.policy
-    if isinstance(policy, AtLeast) and not problems and policy.at_least > len(set(chosen)):
+    if isinstance(policy, AtLeast) and not (problems or rollback) and policy.at_least > len(set(chosen)):
         problems.append(
             f"conf.targets: success.policy.at_least is {policy.at_least}, more than the {len(set(chosen))} selected; "
             "select more"

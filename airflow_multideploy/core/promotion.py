@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from airflow_multideploy.core.gate import Gate
 from airflow_multideploy.core.strict import Model, Patience
+
+if TYPE_CHECKING:
+    from airflow_multideploy.core.models import Service
 
 _PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
@@ -80,9 +83,35 @@ def _specifiers(text: str) -> Any:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     try:
-        return SpecifierSet(text)
+        return SpecifierSet(text) if text.strip(" ,") else None
     except InvalidSpecifier:
         return None
 
 
 Requirement = Annotated[Required, BeforeValidator(_short, json_schema_input_type=str | Required)]
+
+
+def astray(services: Mapping[str, Service], known: Collection[str]) -> dict[str, list[str]]:
+    """What is wrong with what services say about each other, by service.
+
+    :param services: those that can be parsed.
+    :param known: the names of all.
+    """
+    found: dict[str, list[str]] = {}
+    sources = {name: service.promote.source for name, service in services.items() if service.promote is not None}
+    for name, service in services.items():
+        places = {"promote.from": sources.get(name), **{f"requires.{other}": other for other in service.requires}}
+        for place, other in places.items():
+            if other is not None and other not in known:
+                found.setdefault(name, []).append(
+                    f"{place}: the catalog has no service {other!r}; name one that it has"
+                )
+    for name in sources:
+        way = [name]
+        while (after := sources.get(way[-1])) is not None and after not in way:
+            way.append(after)
+        if after == name:
+            circle = " → ".join([*way, name])
+            problem = f"promote.from: runs in a circle: {circle}; remove one of these edges"
+            found.setdefault(name, []).append(problem)
+    return found

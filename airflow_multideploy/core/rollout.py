@@ -190,6 +190,9 @@ class Rollout:
             phase = Phase.SUCCEEDED if entry.touched else Phase.UNCHANGED
             self.journal.remember_live(entry.release)
             self.journal.forgive(entry.release.image)
+            if entry.release.rollback and entry.previous is not None and entry.previous.image != entry.release.image:
+                why = f"on demand, by run {entry.run_id!r}: {entry.release.reason}".removesuffix(": ")
+                self.journal.remember_bad(entry.previous.image, why)
         else:
             phase = Phase.UNKNOWN if seen.state is State.UNKNOWN else Phase.FAILED
         self._still_mine(entry, entry)

@@ -36,7 +36,8 @@ from airflow_multideploy.operators.state import (
     pull_plan,
     seen_by_trigger,
 )
-from airflow_multideploy.operators.windows import closed, hold
+from airflow_multideploy.operators.turn import rollback_behind
+from airflow_multideploy.operators.windows import closed, hold, platforms_of
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger, Siblings
 from airflow_multideploy.variables import supervised
@@ -319,14 +320,25 @@ class DeployOperator(BaseOperator):
         Not once this target was written to, and once another was only for freezes of this platform.
         """
         platform = str(plan.config(self.target)["platform"])
-        if closed(plan, self._clock.time(), platforms=[platform]) is None:
+        if closed(plan, self._clock.time(), platforms=platforms_of(plan)) is None:
             return ""
         tasks = {t.target: t.task_id for t in (self.dag.tasks if self.dag else [self]) if isinstance(t, DeployOperator)}
         ends = {t: outcome_of(context, self.dag_id, self.service_name, t, task_id) for t, task_id in tasks.items()}
-        if ends[self.target].touched:
+        # What was put back, in a run that a person has cleared since, begins anew.
+        begun = {target for target, end in ends.items() if end.touched and end.phase is not Phase.ROLLED_BACK}
+        if self.target in begun:
             return ""
+
+        def useless() -> str:
+            failed = [target for target, end in ends.items() if end.phase in (Phase.FAILED, Phase.UNKNOWN)]
+            if plan.fail_fast().why(failed):
+                return f"not waited for: {', '.join(failed)} failed, and the policy can no longer be reached"
+            return "" if begun else rollback_behind(context)
+
+        began = getattr(context["dag_run"], "start_date", None)
+        since = began.timestamp() if began is not None else self._clock.time()
         again = "reopened" if self.deferrable else ""
-        return hold(self, plan, platform, self._clock, begun=any(end.touched for end in ends.values()), again=again)
+        return hold(self, plan, platform, self._clock, begun=bool(begun), since=since, again=again, useless=useless)
 
     def reopened(self, context: Context, event: object) -> dict[str, Any]:
         """Go on after a wait for a window."""

@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator, Context
 
 from airflow_multideploy import pools, variables
 from airflow_multideploy.core.contract import Release
-from airflow_multideploy.core.errors import MultideployError, SpecError
+from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
 from airflow_multideploy.core.journal import Store
 from airflow_multideploy.core.ledger import Override, TargetRecord
 from airflow_multideploy.core.models import Service
@@ -21,6 +21,7 @@ from airflow_multideploy.notifications import notify
 from airflow_multideploy.operators.promotion import TargetsOf, hold, no_catalog, others, promoted
 from airflow_multideploy.operators.reconcile import agree, doubts, reconcile
 from airflow_multideploy.operators.release import REFUSED
+from airflow_multideploy.operators.retry import BY_ERROR_CLASS
 from airflow_multideploy.operators.state import (
     Final,
     TaskClock,
@@ -30,7 +31,7 @@ from airflow_multideploy.operators.state import (
     recording,
 )
 from airflow_multideploy.operators.turn import passed_over, skip
-from airflow_multideploy.operators.windows import OVERRIDE, closed, refusal
+from airflow_multideploy.operators.windows import OVERRIDE, closed, platforms_of, refusal
 from airflow_multideploy.preview import lacking, poolless, preview, refusals, resolved
 
 PREVIEW = "preview"
@@ -54,6 +55,7 @@ class PlanOperator(BaseOperator):
     def __init__(
         self, *, name: str, service: Service | None, targets_of: TargetsOf = no_catalog, **kwargs: Any
     ) -> None:
+        kwargs.setdefault("retry_policy", BY_ERROR_CLASS)
         super().__init__(**kwargs)
         self.service_name = name
         self._service = service
@@ -73,12 +75,15 @@ class PlanOperator(BaseOperator):
         try:
             plan = self._plan(context)
         except MultideployError as error:
+            if isinstance(error, PlatformError) and error.retryable and context["ti"].try_number <= (self.retries or 0):
+                raise  # a registry that is busy: nothing was said yet
             context["ti"].xcom_push(REFUSED, str(error))
             self._record(context, None, refused=str(error))
             skip(f"{target}.deploy" for target in poolless(self._service))
             raise Final(str(error)) from error
         self._record(context, plan)
-        variables.freeze(self.service_name, plan.service, context["run_id"])
+        if not plan.dry_run:
+            variables.freeze(self.service_name, plan.service, context["run_id"])
         for number, wave in enumerate(plan.waves, start=1):
             self.log.info("wave %d: %s", number, ", ".join(wave))
         self._tell(context, plan)
@@ -100,6 +105,8 @@ class PlanOperator(BaseOperator):
         with recording():
             record = new_record(context, self.dag_id, release, now=self._clock.time())
             if plan is None:
+                if release.rollback:
+                    record = record.to(kind="rollback", image="")
                 record = record.to(status=Status.NOT_STARTED, outcome=refused, met=False, ended_at=self._clock.time())
             else:
                 platforms = {target: str(plan.config(target)["platform"]) for target in plan.selected}
@@ -124,6 +131,7 @@ class PlanOperator(BaseOperator):
             release_id="",
             reason=str(conf.get("reason") or ""),
             force=conf.get("force") is True,
+            rollback=conf.get("rollback") is True,
         )
 
     def _conf(self, context: Context) -> Mapping[str, Any]:
@@ -173,15 +181,17 @@ class PlanOperator(BaseOperator):
 
         What counts is the moment of the first write, so the deploys look again.
         """
-        platforms = sorted({str(plan.config(target)["platform"]) for target in plan.selected})
-        found = closed(plan.model_copy(update={"override": ""}), self._clock.time(), platforms=platforms)
-        if found is None or plan.dry_run:
+        if plan.dry_run:
             return
-        if plan.override:
+        now = self._clock.time()
+        found = closed(plan.model_copy(update={"override": ""}), now, platforms=platforms_of(plan))
+        if plan.override:  # kept in any case: what it is good for may begin before the first write
             by = getattr(context["dag_run"], "triggering_user_name", None) or ""
-            past = Override(what=found.reason, by=by, at=self._clock.time(), reason=plan.override)
-            context["ti"].xcom_push(OVERRIDE, past.dump())
-        elif why := refusal(plan, self._clock.time(), platforms=platforms):
+            what = found.reason if found else "nothing when it was planned, and whatever came after that"
+            context["ti"].xcom_push(OVERRIDE, Override(what=what, by=by, at=now, reason=plan.override).dump())
+        elif found is None:
+            return
+        elif why := refusal(plan, now):
             raise SpecError(f"{why}; come back then, or give 'override' a reason", service=plan.name)
         else:
             self.log.warning("%s: some of it will wait, or be left out: %s", plan.name, found.reason)

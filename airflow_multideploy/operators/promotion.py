@@ -17,6 +17,8 @@ from airflow_multideploy.core.promotion import Promote, Required
 from airflow_multideploy.core.released import Released
 from airflow_multideploy.core.verdict import Verdict
 from airflow_multideploy.operators.state import TaskClock, journal, service_asset, target_asset
+from airflow_multideploy.operators.turn import rollback_behind
+from airflow_multideploy.operators.windows import pause
 
 SHORTEST, LONGEST = 10.0, 60.0
 """Seconds between two looks at another service; a shorter wait is not worth a deferral (docs/measured.md)."""
@@ -69,10 +71,13 @@ def hold(
     """
     while not plan.rollback and (found := _pending(context, plan, service, clock.time(), targets_of)) is not None:
         until, why = found
+        until = min(until, clock.time() + pause(clock.time() - _since(context, clock.time())))
         moment = datetime.fromtimestamp(until, UTC)
         operator.log.info("%s: waits until %s: %s", plan.name, moment.isoformat(timespec="seconds"), why)
         if plan.dry_run:
             return
+        if way := rollback_behind(context):
+            raise SpecError(way, service=plan.name)
         if service.deferrable and until - clock.time() >= SHORTEST:
             operator.defer(trigger=DateTimeTrigger(moment=moment), method_name="resume")
         clock.sleep(max(until - clock.time(), 0.0))
@@ -82,8 +87,7 @@ def _pending(
     context: Context, plan: Plan, service: Service, now: float, targets_of: TargetsOf
 ) -> tuple[float, str] | None:
     """Until when to wait, in epoch seconds, and why; None when there is nothing to wait for."""
-    began = getattr(context["dag_run"], "start_date", None)
-    since = began.timestamp() if began is not None else now
+    since = _since(context, now)
     if plan.source is not None and service.promote is not None:
         journals = {t: journal(context, plan.source.service, t) for t in plan.source.targets}
         if gone := plan.source.gone(journals):
@@ -101,6 +105,11 @@ def _pending(
                 raise SpecError(f"{why}; release it first", service=plan.name)
             return min(now + min(max((now - since) / 8, SHORTEST), LONGEST), end), why
     return None
+
+
+def _since(context: Context, now: float) -> float:
+    began = getattr(context["dag_run"], "start_date", None)
+    return began.timestamp() if began is not None else now
 
 
 def _missing(context: Context, name: str, required: Required, targets_of: TargetsOf) -> list[str]:

@@ -17,14 +17,24 @@ from airflow_multideploy.operators.state import ledger
 def passed_over(context: Context, plan: Plan, service: Service) -> str:
     """Why this run does not release, by the service's ``when_busy``; an empty text when it does.
 
-    To be asked before anything is written. A run that a person has cleared was asked for just now: it releases.
+    To be asked before anything is written. A run that a person has cleared was asked for just now: it releases. And so
+    does a rollback, always.
     """
     run: Any = context["dag_run"]
-    if plan.dry_run or getattr(run, "clear_number", None):
+    if plan.dry_run or plan.rollback or getattr(run, "clear_number", None):
         return ""
     if service.when_busy == "supersede":
         return _superseded(context, plan, service)
     return _rejected(context, plan, run) if service.when_busy == "reject" else ""
+
+
+def rollback_behind(context: Context) -> str:
+    """Why a run that only waits ends: a rollback is queued behind it. Empty: there is none."""
+    for run in _waiting(context):
+        conf = run["conf"] or {}
+        if conf.get("rollback") is True and not conf.get("dry_run"):
+            return f"gives way to the rollback in run {run['run_id']!r}, which waits behind it"
+    return ""
 
 
 def skip(task_ids: Iterable[str]) -> None:

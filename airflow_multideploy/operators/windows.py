@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,8 +20,9 @@ FREEZES = "multideploy_freezes"
 """Variable: a JSON list of freezes."""
 OVERRIDE = "override"
 """XCom key of a rule that a release was let past."""
-SHORTEST, LONGEST = 5.0, 1800.0
-"""Seconds of one wait: Airflow takes a task for dead that is deferred and back too soon (docs/measured.md)."""
+SHORTEST, LONGEST = 10.0, 300.0
+"""Seconds of one wait: Airflow takes a task for dead that is deferred and back too soon (docs/measured.md); and what
+ends a wait early, such as a rollback that somebody asks for, is not to wait for longer."""
 
 
 def closed(plan: Plan, now: float, *, platforms: Sequence[str], begun: bool = False) -> Blocked | None:
@@ -51,35 +52,66 @@ def closed(plan: Plan, now: float, *, platforms: Sequence[str], begun: bool = Fa
     return found if isinstance(found, Blocked) else None
 
 
-def refusal(plan: Plan, now: float, *, platforms: Sequence[str]) -> str:
-    """Why the whole release is refused now: it may write to none of its platforms, and does not wait; else empty.
+def refusal(plan: Plan, now: float) -> str:
+    """Why the whole release is refused now: it does not wait, and what it may write to is not enough for its policy;
+    else empty.
 
     Parameters and errors are those of `closed`.
     """
-    found = closed(plan, now, platforms=platforms)
+    found = closed(plan, now, platforms=platforms_of(plan))
     if found is None or (waits(plan) and found.opens is not None):
         return ""
-    return found.reason if all(closed(plan, now, platforms=[platform]) for platform in platforms) else ""
+    shut = {platform for platform in platforms_of(plan) if closed(plan, now, platforms=[platform])}
+    held = [target for target in plan.selected if plan.config(target)["platform"] in shut]
+    return found.reason if len(held) == len(plan.selected) or plan.fail_fast().why(held) else ""
 
 
-def hold(operator: BaseOperator, plan: Plan, platform: str, clock: TaskClock, *, begun: bool, again: str) -> str:
+def platforms_of(plan: Plan) -> list[str]:
+    """The kinds of platform that a release writes to, in alphabetical order."""
+    return sorted({str(plan.config(target)["platform"]) for target in plan.selected})
+
+
+def hold(
+    operator: BaseOperator,
+    plan: Plan,
+    platform: str,
+    clock: TaskClock,
+    *,
+    begun: bool,
+    since: float,
+    again: str,
+    useless: Callable[[], str],
+) -> str:
     """Wait until this release may write to this platform; an empty text then, or why it may not and does not wait.
+
+    One that waits begins only when all of its platforms are free: it is not to stand half done through a freeze.
 
     :param clock: the task's; a worker that waits itself sleeps on it.
     :param begun: see `closed`.
+    :param since: epoch seconds at which the run began; it looks again ever more seldom.
     :param again: method that the deferred task goes on with; empty: the worker waits.
+    :param useless: says why there is no use in waiting any more; empty while there is.
     """
-    while (found := closed(plan, clock.time(), platforms=[platform], begun=begun)) is not None:
+    platforms = [platform] if begun or not waits(plan) else platforms_of(plan)
+    while (found := closed(plan, clock.time(), platforms=platforms, begun=begun)) is not None:
         if found.opens is None or not waits(plan):
             return found.reason
+        if why := useless():
+            return why
         operator.log.info("%s: waits: %s", plan.name, found.reason)
         # Looked at again from time to time: a freeze may be lifted, or another one set.
-        until = min(max(found.opens.timestamp(), clock.time() + SHORTEST), clock.time() + LONGEST)
+        now = clock.time()
+        until = min(max(found.opens.timestamp(), now + SHORTEST), now + pause(now - since))
         if again:
             moment = datetime.fromtimestamp(until, UTC)
             operator.defer(trigger=DateTimeTrigger(moment=moment), method_name=again)
         clock.sleep(until - clock.time())
     return ""
+
+
+def pause(waited: float) -> float:
+    """Seconds until it is looked again, by those that were waited."""
+    return min(max(waited / 8, SHORTEST), LONGEST)
 
 
 def windows_of(plan: Plan) -> Windows | None:

@@ -259,6 +259,12 @@ def test_the_events_of_a_file_count_together_and_shut_windows(tmp_path: Path) ->
     )
 
 
+def test_a_zone_that_nobody_knows_lets_nothing_pass(tmp_path: Path) -> None:
+    event = "DTSTART;TZID=Foo Time:20260105T080000\nDTEND;TZID=Foo Time:20260105T110000"
+    with pytest.raises(SpecError, match="nobody knows the time zone 'Foo Time'"):
+        freezes_at(parse_freezes([ics(tmp_path, event)]), moment("2026-01-05T00:00+00:00"), **SHOP)
+
+
 @pytest.mark.parametrize("text", [None, "", "nonsense", "BEGIN:VCALENDAR", "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART:x"])
 def test_a_calendar_file_that_cannot_be_read_lets_nothing_pass(tmp_path: Path, text: str | None) -> None:
     freeze = ics(tmp_path, EVENTS["a day"])

@@ -54,6 +54,17 @@ def test_what_else_it_holds_is_refused_at_the_door(expression: str, said: str) -
         holds(expression, PARAMS)
 
 
+@pytest.mark.parametrize("name", ["copy", "values", "items", "keys", "clear", "update", "real", "count"])
+def test_a_param_is_read_whatever_its_name(name: str) -> None:
+    assert holds(f"params.{name} == 'eu'", {name: "eu"}) is True
+    assert holds(f"params.{name} == 'eu'", {name: "us"}) is False
+
+
+@pytest.mark.parametrize("name", ["format", "mro", "func_code", "_own"])
+def test_a_name_that_the_library_does_not_read_is_refused_at_the_door(name: str) -> None:
+    assert f"cannot read a param called {name!r}" in str(flaw(f"params.{name} == 1", {name: 1}))
+
+
 def test_what_comes_to_no_truth_value_is_an_error() -> None:
     with pytest.raises(SpecError, match="comes to str"):
         holds("params.region", PARAMS)

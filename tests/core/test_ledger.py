@@ -356,7 +356,43 @@ def test_previous_goes_back_further_each_time_and_past_what_was_not_good_everywh
     assert back(ledger, "previous", "sha256:4") == "3", "of this target alone, 3 was good"
     ledger.keep(record("run5", "2", part("t1"), part("t2"), at=9.0, digest="sha256:2", kind="rollback"))
     assert back(ledger, "previous", "sha256:2", "sha256:2") == "1", "and not 4 again"
-    assert back(ledger, "previous", None, "sha256:other") == "4", "where nobody knows what is live"
+    assert back(ledger, "previous", None, "sha256:other") == "2", "where nobody knows what is live, what was last"
+
+
+@pytest.mark.parametrize("phase", [Phase.PENDING, BACK])
+def test_previous_is_not_led_astray_by_runs_that_came_to_nothing(ledger: Ledger, phase: Phase) -> None:
+    """1 was good; 3 came to nothing the first time; 2, the hotfix, was good, and so was 3 then."""
+    for number, (version, came_to) in enumerate([("1", GOOD), ("3", phase), ("2", GOOD), ("3", GOOD)]):
+        failed = None if came_to is not BACK else Phase.FAILED
+        ledger.keep(record(f"run{number}", version, part("t1", came_to, failed), at=float(number), digest=version))
+    assert back(ledger, "previous", "3") == "2"
+    assert back(ledger, "previous", "3", force=True) == "2", "force is for other things"
+
+
+def test_previous_is_what_was_there_last_and_each_target_goes_back_no_further_than_it_must(ledger: Ledger) -> None:
+    for number, version in enumerate(("1", "2", "3", "1", "4")):  # back to 1 on demand, and on from there
+        parts = (part("t1"), part("t2", GOOD if version != "4" else BACK, Phase.FAILED if version == "4" else None))
+        ledger.keep(record(f"run{number}", version, *parts, at=float(number), digest=version))
+    assert back(ledger, "previous", "4") == "1"
+    assert back(ledger, "previous", "4", "1") == "1", "t2 runs it already"
+
+
+def test_a_target_that_only_stands_in_for_another_has_no_say(ledger: Ledger) -> None:
+    for number, version in enumerate(("1", "2")):
+        spare = part("t2", Phase.SKIPPED, Phase.SKIPPED)
+        ledger.keep(record(f"run{number}", version, part("t1"), spare, at=float(number), digest=version))
+    assert back(ledger, "previous", "2", None) == "1"
+
+
+def test_refused_runs_do_not_push_out_what_one_can_go_back_to(ledger: Ledger) -> None:
+    for number, version in enumerate(("1", "2")):
+        ledger.keep(record(f"run{number}", version, part("t1"), at=float(number), digest=version))
+    for number in range(Ledger.KEPT + 5):
+        ledger.keep(record(f"frozen{number}", "9", at=10.0 + number, digest="9").to(status="not_started", targets=()))
+    assert back(ledger, "previous", "2") == "1"
+    kept = [each.run_id for each in ledger.read()]
+    assert len(kept) == Ledger.KEPT
+    assert kept[0] == f"frozen{Ledger.KEPT + 4}", "and the last of them are there to be read"
 
 
 def test_an_earlier_release_is_named_by_version_or_digest(ledger: Ledger) -> None:

@@ -165,6 +165,16 @@ def test_a_target_whose_condition_is_not_met_is_skipped_with_the_reason() -> Non
     assert plan({"version": "1", "count": 1, "region": "us"}, conditional()).selected == ("aws", "gcp", "dc")
 
 
+def test_a_rollback_goes_where_it_is_told_to_whatever_the_conditions_and_the_quorum_say() -> None:
+    back = {"version": "previous", "rollback": True}
+    made = plan(back, conditional())
+    assert made.selected == ("aws", "gcp", "dc"), "also where params would keep a release away"
+    assert plan({**back, "targets": ["gcp"]}, conditional()).selected == ("gcp",)
+    quorum = service(success={"policy": AtLeast(at_least=2)})
+    assert plan({**back, "targets": ["aws"]}, quorum).service["success"] == {"policy": {"at_least": 1}}
+    assert problems({**back, "count": "1"}, conditional()) == ("conf.count: expected an integer",)
+
+
 @pytest.mark.parametrize(
     ("conf", "said"),
     [

@@ -423,3 +423,15 @@ def test_a_write_that_was_refused_at_the_door_touched_nothing(bench: Bench, monk
         rollout.begin(bench.release())
     assert (bench.entry().phase, bench.entry().touched, bench.entry().settled) == (Phase.FAILED, False, True)
     assert bench.deploy("2", "run2").phase is Phase.SUCCEEDED
+
+
+def test_a_rollback_on_demand_remembers_what_it_replaced_as_bad(bench: Bench) -> None:
+    bench.deploy("2", "run1")
+    back = bench.release("1", "run2").model_copy(update={"rollback": True, "reason": "INC-7"})
+    entry = bench.rollout("run2").begin(back)
+    entry = bench.rollout("run2").conclude(entry, bench.look(entry))
+    assert entry.phase is Phase.SUCCEEDED
+    with pytest.raises(KnownBad, match=r"version 2 was rolled back here before \(on demand, by run 'run2': INC-7\)"):
+        bench.begin("2", "run3")
+    assert bench.deploy("2", "run4", force=True).phase is Phase.SUCCEEDED
+    assert bench.journal().bad() == {}

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,8 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
     for name, more in one.items():
         services[name] = service(name, **more)
         services[name]["targets"] = {"aws": services[name]["targets"]["aws"]}
+    later = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")[(datetime.now(UTC).weekday() + 3) % 7]
+    services["patient"] = service("patient", windows={"open": [{"days": [later], "from": "09:00", "to": "10:00"}]})
     services |= asking(sandbox) | promoted(sandbox)
     broken = service("broken")
     broken["targets"]["aws"]["clutser"] = broken["targets"]["aws"].pop("cluster")
@@ -218,6 +221,7 @@ RESOURCES = (
     "back",
     "checked",
     "lanes",
+    "patient",
     "preview",
     "left",
     "right",

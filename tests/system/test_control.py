@@ -66,11 +66,11 @@ def test_three_versions_back_on_all_platforms_though_the_service_is_frozen(stage
     assert all(r["verified"] for r in result["results"])
     state, result, _ = stage.release("back", {"version": "1.5.0", "override": "INC-8"})
     assert (state, stage.live("back")) == ("success", everywhere("1.5.0")), result
-    # And by the command: to the last good one that is older than what is live, on two of them.
+    # And by the command: to what was there before, on two of them.
     said = multideploy(stage, "rollback", "back", "--targets", "aws,onprem", "--reason", "INC-9", "-o", "json")
     run_id = json.loads(said)["run_id"]
     assert stage.airflow.finish("back", run_id, timeout=180) == "success"
-    assert stage.live("back") == {**everywhere("1.5.0"), "aws": "1.4.0", "onprem": "1.4.0"}
+    assert stage.live("back") == {**everywhere("1.5.0"), "aws": "1.1.0", "onprem": "1.1.0"}
     last, *kept = history(stage, "back")
     assert (last["run_id"], last["kind"], last["reason"]) == (run_id, "rollback", "INC-9")
     multideploy(stage, "rollback", "bakc", code=2)
@@ -81,3 +81,23 @@ def test_three_versions_back_on_all_platforms_though_the_service_is_frozen(stage
     ]
     assert kept[1]["reason"] == "INC-7"
     assert [(o["reason"], "year end" in o["what"]) for o in kept[0]["overrides"]] == [("INC-8", True)]
+
+
+def test_a_release_that_waits_for_its_window_gives_way_to_a_rollback(stage: Stage) -> None:
+    for version in ("2.0.0", "3.0.0"):
+        state, result, _ = stage.release("patient", {"version": version, "override": "INC-1"})
+        assert (state, result["status"]) == ("success", "succeeded"), result
+    waiting = stage.airflow.trigger("patient", {"version": "4.0.0"})
+    deploys = [f"{name}.deploy" for name in KINDS]
+    stage.wait_until(
+        "all deploys wait for the window",
+        lambda: all(stage.airflow.task_instances("patient", waiting)[t]["state"] == "deferred" for t in deploys),
+    )
+    started = json.loads(multideploy(stage, "rollback", "patient", "--reason", "INC-2", "-o", "json"))
+    assert started["after"] == [waiting]
+    assert stage.airflow.finish("patient", waiting, timeout=180) == "failed"
+    result = stage.airflow.xcom("patient", waiting, "finalize")
+    assert result["status"] == "not_started", result
+    assert f"gives way to the rollback in run {started['run_id']!r}" in result["reason"]
+    assert stage.airflow.finish("patient", started["run_id"], timeout=180) == "success"
+    assert stage.live("patient") == everywhere("2.0.0")
