@@ -154,16 +154,21 @@ class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
                 return handle
         slot = yield from self._in_slot(self._live())
         marker = slot.marker if _ours(slot, release) else None
+        over = marker is not None and (yield from self._over(marker, release))
+        if marker is None or over:
+            live = yield from self._live()
+            if live.fx == ours and _ours(live, release):
+                return self._swapped_handle(live, release, snapshot, "deploy")  # it landed while we looked
+        if over:
+            raise Drift(
+                f"release {release.release_id} was rolled back here meanwhile; start a new one", target=self.name
+            )
         if marker is None:
             if _side(slot) != snapshot.data["slot"] and not release.force:
                 raise self._drift(slot, f"{snapshot.data['slot']!r} in slot {self.config.slot!r} as in the snapshot")
             seen, last = (yield from self._in_slot(self._before())), (yield from self._swapped())
             since = max(datetime.fromisoformat(slot.at), last or datetime.min.replace(tzinfo=UTC)).isoformat()
             marker = Marker(release.release_id, "deploy", ours, since, tuple(seen.containers), seen.log)
-        elif self._taken_back((yield from self._slot_metadata()), release) or (yield from self._was_swapped(marker)):
-            raise Drift(
-                f"release {release.release_id} was rolled back here meanwhile; start a new one", target=self.name
-            )
         if (slot.marker, slot.fx) != (marker, ours):
             yield from self._in_slot(self._write(slot, marker))
             raise self._starting(slot, marker, "the image was just put there")
@@ -174,6 +179,10 @@ class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
         if ready.state is State.HEALTHY:
             yield from self._swap()
         return self._swapped_handle(live, release, snapshot, "deploy", slot=waited.data)
+
+    def _over(self, marker: Marker, release: Release) -> Steps[bool]:
+        """Whether the release in the slot is one that came and went."""
+        return self._taken_back((yield from self._slot_metadata()), release) or (yield from self._was_swapped(marker))
 
     def _was_swapped(self, marker: Marker) -> Steps[bool]:
         """Whether the release has been in production since it was put into the slot, where it is (again)."""
