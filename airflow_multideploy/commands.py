@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.cli.cli_config import ActionCommand
 from airflow.utils.cli import suppress_logs_and_warning
 
+from airflow_multideploy import stored
 from airflow_multideploy.core.errors import MultideployError, SpecError
 from airflow_multideploy.terminal import FAILED, PROBLEMS, arg, command, fail, output, print_json, print_table, told
 
@@ -75,8 +76,12 @@ def rollback(args: Namespace) -> None:
     from airflow.utils.state import DagRunState
 
     conf: dict[str, Any] = {"version": args.to, "rollback": True, "force": args.force}
-    conf |= {"targets": args.targets.split(",")} if args.targets is not None else {}
+    conf |= {"targets": _names(args.targets)} if args.targets is not None else {}
     conf |= {"reason": args.reason} if args.reason is not None else {}
+    with told(), _at_the_database():
+        if stored.paused([args.service]):
+            raise SpecError(f"{args.service}: its DAG is paused; type `airflow dags unpause {args.service}` first")
+        _possible(args.service, conf)
     try:
         run = get_current_api_client().trigger_dag(dag_id=args.service, conf=conf, triggering_user_name=getuser())
     except DagNotFound:
@@ -93,6 +98,26 @@ def rollback(args: Namespace) -> None:
     print(f"{args.service}: rolling back to {args.to} in run {found['run_id']}")
     for each in before:
         print(f"it begins when run {each} has ended; if that one waits for a person, mark it failed")
+
+
+def _possible(name: str, conf: dict[str, Any]) -> None:
+    """Refuse what the run would refuse, where the catalog is known here.
+
+    :raises MultideployError: there is nothing to go back to, or no such target.
+    """
+    from airflow_multideploy.catalogs import check
+    from airflow_multideploy.core.plan import make_plan
+    from airflow_multideploy.preview import resolved
+
+    try:
+        service = check(None).services[name]
+    except (SpecError, KeyError):
+        return
+    resolved(make_plan(name, service, conf, dag_id=name, run_id=""), service, stored.StoredState(name))
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",")]
 
 
 @contextmanager
@@ -130,7 +155,7 @@ def plan(args: Namespace) -> None:
 
 
 def _preview(args: Namespace) -> Preview:
-    from airflow_multideploy import pools, preview, stored
+    from airflow_multideploy import pools, preview
     from airflow_multideploy.catalogs import check
     from airflow_multideploy.core.plan import make_plan
     from airflow_multideploy.core.preview import Preview
@@ -139,7 +164,7 @@ def _preview(args: Namespace) -> Preview:
     service = _known(args.service, found)
     conf = {**_params(args.param, service), "dry_run": True}
     conf |= {"version": args.version} if args.version is not None else {}
-    conf |= {"targets": args.targets.split(",")} if args.targets is not None else {}
+    conf |= {"targets": _names(args.targets)} if args.targets is not None else {}
     try:
         wanted = make_plan(args.service, service, conf, dag_id=args.service, run_id="")
     except SpecError as error:
@@ -155,7 +180,7 @@ def _preview(args: Namespace) -> Preview:
 
 
 def _known(name: str, found: Checked) -> Service:
-    if name in found.services and not found.problems[name]:
+    if name in found.services and not [each for each in found.problems[name] if not each.startswith("notify[")]:
         return found.services[name]
     known = ", ".join(sorted(found.services)) or "none"
     problems = found.problems.get(name, [f"is not in {found.source}; there are: {known}"])

@@ -47,6 +47,7 @@ def examine(catalog: Checked) -> list[Finding]:
         *_platforms(catalog.services),
         *_reconciler(),
         *_jobs(catalog.services),
+        *_paused(catalog.services),
         *_freezes(catalog.services),
         *_stores(catalog.services),
     ]
@@ -149,6 +150,13 @@ def _jobs(services: dict[str, Service]) -> Iterator[Finding]:
                 yield Finding(place=command, reason=reason, remedy=f"start `airflow {command}`, and look at its log")
 
 
+def _paused(services: dict[str, Service]) -> Iterator[Finding]:
+    for name in stored.paused(services):
+        reason = "its DAG is paused: a run of it, a rollback too, stays queued"
+        remedy = f"type `airflow dags unpause {name}`"
+        yield Finding(severity="warning", place=f"service {name}", reason=reason, remedy=remedy)
+
+
 def _freezes(services: dict[str, Service]) -> Iterator[Finding]:
     try:
         freezes = parse_freezes(variables.read_json(FREEZES))
@@ -184,8 +192,9 @@ def _stores(services: dict[str, Service]) -> Iterator[Finding]:
         try:
             store = stored.StoredState(name)
         except SpecError as error:
+            reason, _, _ = str(error).rpartition("; ")
             remedy = "put dags/multideploy_services.py into the DAGs folder, and look at the DAG processor's log"
-            yield Finding(severity="warning", place=f"service {name}", reason=str(error), remedy=remedy)
+            yield Finding(severity="warning", place=f"service {name}", reason=reason, remedy=remedy)
             continue
         for target in service.targets:
             try:

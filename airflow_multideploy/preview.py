@@ -51,11 +51,12 @@ def preview(
     held = closed(plan, now, platforms=platforms_of(plan))
     if held is not None and not waits(plan):
         held = Blocked(held.reason, None)  # what is not refused for it goes without those targets
+    past = closed(plan.model_copy(update={"override": ""}), now, platforms=platforms_of(plan))
     found += filter(None, [refusal(plan, now)])
     said = {name: f"{name} {service.requires[name].version}, and {live}" for name, live in lacking.items()}
     waited = [why for name, why in said.items() if service.requires[name].wait is not None]
     found += [f"requires {why}; release it first" for why in said.values() if why not in waited]
-    return make_preview(plan, service, _looks(plan, store), refusals=found, held=held, requires=waited)
+    return make_preview(plan, service, _looks(plan, store), refusals=found, held=held, past=past, requires=waited)
 
 
 def lacking(

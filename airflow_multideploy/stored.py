@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -66,7 +66,10 @@ class StoredState:
             if self._asset_id is None:
                 names = session.scalars(select(AssetModel.uri).where(AssetModel.uri.like(uri.format("%"))))
                 known = ", ".join(sorted(name.split("/")[2] for name in names)) or "none"
-                raise SpecError(f"service {service!r:.100}: Airflow knows no DAG that releases it; there are: {known}")
+                raise SpecError(
+                    f"service {service!r:.100}: Airflow knows no DAG that releases it; there are: {known}; "
+                    "see that the DAG processor runs, or type `airflow dags reserialize`"
+                )
 
     def get(self, key: str, default: Any = None) -> Any:
         """The JSON value, or the default.
@@ -173,3 +176,16 @@ def moment(text: str | None, what: str) -> float | None:
     except ValueError:
         raise SpecError(f"{what}: is no ISO 8601 date or time; write one such as 2026-11-23T10:00") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def paused(services: Iterable[str]) -> list[str]:
+    """Those of the services whose DAG is paused, in alphabetical order.
+
+    :raises SpecError: the database cannot be read.
+    """
+    from airflow.models import DagModel
+    from sqlalchemy import select
+
+    with database() as session:
+        query = select(DagModel.dag_id).where(DagModel.dag_id.in_(list(services)), DagModel.is_paused)
+        return sorted(session.scalars(query))

@@ -87,7 +87,8 @@ def print_json(document: object) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, object]]) -> None:
-    """As Airflow's own commands print them."""
+    """As Airflow's own commands print them; what stands in brackets is text, and no markup."""
     from airflow.cli.simple_table import AirflowConsole
+    from rich.markup import escape
 
-    AirflowConsole().print_as(data=[dict(row) for row in rows], output="table")
+    AirflowConsole().print_as(data=[{key: escape(str(row[key])) for key in row} for row in rows], output="table")

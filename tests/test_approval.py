@@ -46,6 +46,7 @@ def dag(monkeypatch: pytest.MonkeyPatch, **more: Any) -> Any:
         ({"rollback": {"strategy": "manual", "default": "retry"}}, "rollback.default: "),
         ({"approval": {"timeout": 300_000}}, "approval.timeout: "),
         ({"approval": {"users": [7]}}, "approval.users.0: "),
+        ({"approval": {"users": []}}, "approval.users: is empty; name who may answer"),
         ({"approval": {"user": ["alice"]}}, "approval.user: unknown key; did you mean 'users'?"),
     ],
 )

@@ -131,6 +131,8 @@ def test_services_that_wait_for_each_other_or_for_nobody_are_found(run: Run) -> 
         "b": {**entry(), "promote": {"from": "a"}},
         "c": {**entry(), "promote": {"from": "b"}},
         "d": {**entry(), "promote": {"from": "nosuch"}, "requires": {"neither": "1.4", "c": ">=1"}},
+        "e": {**entry(), "requires": {"f": "1"}},
+        "f": {**entry(), "requires": {"e": "1"}},
     }
     _, findings = run("doctor", catalog)
     said = {(each["place"], each["reason"]) for each in findings if each["place"].startswith("service ")}
@@ -139,6 +141,7 @@ def test_services_that_wait_for_each_other_or_for_nobody_are_found(run: Run) -> 
         ("service b", "promote.from: runs in a circle: b → a → b"),
         ("service d", "promote.from: the catalog has no service 'nosuch'"),
         ("service d", "requires.neither: the catalog has no service 'neither'"),
+        ("service e", "requires: runs in a circle: e → f → e"),
     }
 
 

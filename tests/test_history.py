@@ -19,6 +19,7 @@ from airflow_multideploy.core.ledger import COLUMNS, RUNNING, Ledger, Record, Ta
 from airflow_multideploy.core.plan import release_id
 from airflow_multideploy.core.status import Status
 from airflow_multideploy.sandbox.airflow import LocalAirflow
+from airflow_multideploy.terminal import print_table
 from airflow_multideploy.testing.fake import MemoryStore
 from tests.simulation.play import SERVICE, Story, _run, installed, play, service_of
 from tests.simulation.schedules import Schedule, Trouble, schedules
@@ -239,10 +240,15 @@ def test_history_as_a_table_of_some_with_what_the_workers_keep_elsewhere(home: d
     assert [cell.strip() for cell in line.split("|")][:4] == ["1970-01-01 03:00:00Z", "9.9", "succeeded", "ann"]
 
 
+def test_what_people_write_in_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([{"reason": "[/urgent] fix [hot] JIRA-7"}])
+    assert "[/urgent] fix [hot] JIRA-7" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (("shpo",), 2, "error: service 'shpo': Airflow knows no DAG that releases it; there are: idle, shop\n"),
+        (("shpo",), 2, "error: service 'shpo': Airflow knows no DAG that releases it; there are: idle, shop; see that"),
         (("shop", "--since", "noon"), 2, "error: --since: is no ISO 8601 date or time; write one such as"),
         (("idle", "-o", "json"), 0, ""),
     ],

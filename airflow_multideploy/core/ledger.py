@@ -400,8 +400,10 @@ def row(record: Record | Spoilt) -> dict[str, str]:
         return dict.fromkeys(COLUMNS, "") | {"when": when, "status": record.status, "reason": record.outcome}
     seconds = "" if record.ended_at is None else f"{record.ended_at - record.started_at:.0f}"
     said = (f"{each.target} {each.phase}" for each in record.targets)
-    why = "; ".join(filter(None, (record.reason, record.outcome)))
-    cells = (when, record.version, str(record.status), record.actor, seconds, ", ".join(said), why)
+    past = (f"override: {each.reason}" for each in record.overrides)
+    why = "; ".join(filter(None, (*past, record.reason, record.outcome)))
+    version = record.version if record.kind == "release" else f"{record.version} ({record.kind})"
+    cells = (when, version, str(record.status), record.actor, seconds, ", ".join(said), why)
     return dict(zip(COLUMNS, cells, strict=True))
 
 

@@ -38,7 +38,8 @@ _SECRET_KEY = re.compile(
 _SECRET_VALUE = re.compile(
     r"(AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|gh[pousr]_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}"
     r"|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.|AIza[0-9A-Za-z_-]{35}|(?:bearer|basic)\s+[A-Za-z0-9+/._=-]{12,}"
-    r"|://[^/\s:@]+:[^/\s@]+@|[?&](?:token|key|secret|password|sig|api_key|access_token)=[^$&\s])",
+    r"|://[^/\s:@]+:[^/\s@]+@|[?&](?:token|key|secret|password|sig|api_key|access_token)=[^$&\s]"
+    r"|(?:password|passwd|secret|token|api[_-]?key)=[^${&\s]{4,}|hooks\.slack\.com/services/\w)",
     re.I,
 )
 
@@ -210,7 +211,7 @@ class Rollback(Model):
     strategy: Strategy = "all"
     cancel: Literal["rollback", "keep"] = "rollback"
     in_doubt: Literal["stop", "reconcile"] = "stop"
-    users: Users = ()
+    users: Users | None = None
     timeout: Patience | None = None
     default: Literal["roll_back_all", "roll_back_failed", "accept"] | None = None
 

@@ -157,6 +157,8 @@ def make_plan(
     version = service.version if conf.get("version") in (None, "") else conf["version"]
     if version is None:
         problems.append('conf.version: missing; say which version to release, e.g. {"version": "1.4.2"}')
+    elif version == PREVIOUS and not rollback:
+        problems.append(f"conf.version: {PREVIOUS} is what a rollback goes to; set rollback: true, or name a version")
     elif not isinstance(version, str) or not re.fullmatch(_asked(rollback), version):
         problems.append(f"conf.version: does not match {VERSION_PATTERN}; give an image tag such as 1.4.2")
     chosen = list(service.targets) if conf.get("targets") is None else conf["targets"]

@@ -91,6 +91,7 @@ class Preview(Document):
     :param refusals: why it would be refused; empty: it would be released.
     :param held: the windows and freezes that hold it up now; empty: it may write at once.
     :param start: when it may write, in UTC, where it waits for that.
+    :param override: what it is let past, and why.
     :param approval: who is asked before the first write; empty: nobody.
     :param requires: what has to be live elsewhere first, and is not, where it waits for that.
     """
@@ -102,6 +103,7 @@ class Preview(Document):
     refusals: tuple[str, ...] = ()
     held: str = ""
     start: str | None = None
+    override: str = ""
     approval: str = ""
     requires: tuple[str, ...] = ()
     expected: Expected | None = None
@@ -123,6 +125,7 @@ def make_preview(
     *,
     refusals: Sequence[str] = (),
     held: Blocked | None = None,
+    past: Blocked | None = None,
     requires: Sequence[str] = (),
 ) -> Preview:
     """What the plan would do, by what was found out about its targets.
@@ -130,6 +133,7 @@ def make_preview(
     :param looks: of each selected target.
     :param refusals: why it would be refused.
     :param held: what windows and freezes say now, where they do not let it write at once.
+    :param past: what they would say without the run's override.
     :param requires: other services' versions that it would wait for.
     """
     targets = tuple(_target(plan, service, name, looks.get(name)) for name in service.targets)
@@ -142,6 +146,7 @@ def make_preview(
         refusals=tuple(refusals),
         held="" if held is None else held.reason,
         start=opens and opens.isoformat(timespec="seconds"),
+        override=f"{plan.override}; past: {past.reason if past else 'nothing now'}" if plan.override else "",
         approval=_asks(service.approval) if service.approval else "",
         requires=tuple(requires),
         expected=_expected(service, targets),
@@ -153,7 +158,7 @@ def make_preview(
 
 
 def _asks(approval: Gate) -> str:
-    who = ", ".join(approval.users) or "anybody who may answer"
+    who = ", ".join(approval.users or ()) or "anybody who may answer"
     return f"{who}, within {approval.timeout:g} s (else {approval.default})"
 
 
@@ -263,7 +268,10 @@ def summary(preview: Preview) -> list[str]:
         return lines
     lines.append(f"image: {preview.image}")
     if not preview.refusals:
-        lines.append(f"first write: {f'{preview.start}: {preview.held}' if preview.held else 'at once'}")
+        but = f"{preview.start}: {preview.held}" if preview.start else f"at once, but not there: {preview.held}"
+        lines.append(f"first write: {but if preview.held else 'at once'}")
+    if preview.override:
+        lines.append(f"override: {preview.override}")
     if preview.approval:
         lines.append(f"approval: {preview.approval}")
     lines += [f"waits for: {each}" for each in preview.requires]

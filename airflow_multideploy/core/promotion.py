@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
@@ -106,6 +107,12 @@ def astray(services: Mapping[str, Service], known: Collection[str]) -> dict[str,
                 found.setdefault(name, []).append(
                     f"{place}: the catalog has no service {other!r}; name one that it has"
                 )
+    needs = {name: list(service.requires) for name, service in services.items()}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        problem = f"requires: runs in a circle: {' → '.join(error.args[1])}; none of them can be released first"
+        found.setdefault(error.args[1][0], []).append(problem)
     for name in sources:
         way = [name]
         while (after := sources.get(way[-1])) is not None and after not in way:

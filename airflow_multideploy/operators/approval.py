@@ -136,7 +136,7 @@ class ApproveOperator(Question):
         deploy_task_id: str | None = None,
         **kwargs: Any,
     ) -> None:
-        asked: dict[str, Any] = {"users": gate.users, "timeout": gate.timeout, "defaults": gate.default}
+        asked: dict[str, Any] = {"users": gate.users or (), "timeout": gate.timeout, "defaults": gate.default}
         super().__init__(options=("approve", "reject"), **asked, **kwargs)
         self.service_name, self.plan_task_id = service_name, plan_task_id
         self.build_task_id, self.deploy_task_id = build_task_id, deploy_task_id

@@ -133,7 +133,7 @@ def _head(
         return [aggregate]
     from airflow_multideploy.operators.decide import DecideOperator  # most services do without what it imports
 
-    limits = {"users": asked.users, "timeout": asked.timeout or HOUR, "retries": max(retries, RETRIES)}
+    limits = {"users": asked.users or (), "timeout": asked.timeout or HOUR, "retries": max(retries, RETRIES)}
     return [aggregate, DecideOperator(task_id=DECIDE, rollbacks=ids, notify=notify, **limits, **common)]
 
 
@@ -148,7 +148,8 @@ def _wire(
     :param head: aggregate, and decide where there is one.
     :param rollbacks: by the id of the deploy task.
     """
-    for deploy in deploys:
+    alike = len({frozenset(deploy.upstream_task_ids) for deploy in deploys}) == 1  # so none of them is above another
+    for deploy in () if alike else deploys:
         # Of all targets below it: one in between that has nothing to undo is skipped at once, and holds nobody up.
         for upstream in deploy.get_flat_relative_ids(upstream=True) & rollbacks.keys():
             rollbacks[deploy.task_id] >> rollbacks[upstream]

@@ -11,6 +11,7 @@ from airflow_multideploy.core.ledger import (
     INTERRUPTED,
     RUNNING,
     Ledger,
+    Override,
     Record,
     Spoilt,
     TargetRecord,
@@ -321,6 +322,12 @@ def test_a_row_says_who_what_when_why_and_how_it_ended() -> None:
         "targets": "aws succeeded, azure rolled_back",
         "reason": "sale; azure: exit code 137",
     }
+
+
+def test_a_rollback_and_an_override_are_seen_at_a_glance() -> None:
+    past = Override(what="frozen by 'year end'", by="ann", at=1.0, reason="INC-7")
+    shown = row(record("run1", "1.4", kind="rollback", reason="slow", overrides=(past,)))
+    assert (shown["version"], shown["reason"]) == ("1.4 (rollback)", "override: INC-7; slow")
 
 
 def test_the_config_hash_tells_configs_apart_and_nothing_else() -> None:

@@ -23,6 +23,8 @@ from airflow_multideploy.testing.fake import FakeConfig
         ("note", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.sig"),
         ("note", "Bearer 0123456789abcdef"),
         ("url", "https://joe:hunter2@host/"),
+        ("note", "--password=hunter2hunter2"),
+        ("url", "https://hooks.slack.com/services/T000/B000/x"),
     ],
 )
 def test_secrets_are_seen_by_key_or_by_value(key: str, value: str) -> None:
@@ -38,6 +40,8 @@ def test_secrets_are_seen_by_key_or_by_value(key: str, value: str) -> None:
         ("token_path", "/x"),
         ("image", "a/b"),
         ("url", "http://h/"),
+        ("note", "--token=${TOKEN}"),
+        ("note", "password: looks like a secret"),
     ],
 )
 def test_what_only_names_a_secret_is_none(key: str, value: object) -> None:

@@ -165,6 +165,12 @@ def test_a_target_whose_condition_is_not_met_is_skipped_with_the_reason() -> Non
     assert plan({"version": "1", "count": 1, "region": "us"}, conditional()).selected == ("aws", "gcp", "dc")
 
 
+def test_previous_is_a_word_of_rollbacks_alone() -> None:
+    assert problems({"version": "previous"}) == (
+        "conf.version: previous is what a rollback goes to; set rollback: true, or name a version",
+    )
+
+
 def test_a_rollback_goes_where_it_is_told_to_whatever_the_conditions_and_the_quorum_say() -> None:
     back = {"version": "previous", "rollback": True}
     made = plan(back, conditional())
