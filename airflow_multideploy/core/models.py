@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Annotated, Literal, get_args
 
 from pydantic import (
@@ -48,9 +49,17 @@ def looks_secret(key: str, value: object) -> bool:
     """Whether a catalog entry looks like a secret, which belongs in a Connection."""
     if not isinstance(value, str) or not value:
         return False
-    return bool(_SECRET_VALUE.search(value)) or (
-        bool(_SECRET_KEY.search(key)) and not key.endswith(("_id", "_name", "_path"))
-    )
+    return _secret_value(value) or _secret_key(key)
+
+
+@lru_cache(2048)  # a large catalog says the same again and again
+def _secret_value(value: str) -> bool:
+    return _SECRET_VALUE.search(value) is not None
+
+
+@lru_cache(2048)
+def _secret_key(key: str) -> bool:
+    return _SECRET_KEY.search(key) is not None and not key.endswith(("_id", "_name", "_path"))
 
 
 def redact(text: str) -> str:

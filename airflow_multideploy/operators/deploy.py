@@ -100,6 +100,16 @@ class DeployOperator(BaseOperator):
     kind: ClassVar[str] = ""
     template_fields: Sequence[str] = ("version", "image", "reason", "config")
     ui_color = "#e8f4ea"
+    force: bool
+    service_name: str
+    target: str
+    deferrable: bool
+    plan_task_id: str | None
+    build_task_id: str | None
+    edges: tuple[Edge, ...]
+    gates: tuple[str, ...]
+    _clear: float | None = None
+    _plan: Plan | None = None
     operator_extra_links = (ConsoleLink(),)
 
     def __init__(
@@ -140,19 +150,24 @@ class DeployOperator(BaseOperator):
         self.config = {key: value for key, value in given.items() if value is not None}
         if self.config and "{{" not in str(self.config):
             adapter(self.config, service=service_name or self.dag_id, target=target or self.task_id)
-        self.version, self.image, self.reason, self.force = version, image, reason, force
-        self.service_name = service_name or self.dag_id
-        self.target = target or self.task_id
-        self.deferrable, self.plan_task_id, self.build_task_id = deferrable, plan_task_id, build_task_id
+        self.version, self.image, self.reason = version, image, reason
+        # Past Airflow's own __setattr__, for which a large catalog pays when it is parsed.
+        vars(self).update(
+            force=force,
+            service_name=service_name or self.dag_id,
+            target=target or self.task_id,
+            deferrable=deferrable,
+            plan_task_id=plan_task_id,
+            build_task_id=build_task_id,
+            edges=tuple(depends_on),
+            gates=tuple(gates),
+        )
         if plan_task_id is not None:
             self.template_fields = ()  # all comes from the plan; each field costs the DAG processor a config look-up
         if custom_name:
             self.custom_operator_name = custom_name
-        self.edges, self.gates = tuple(depends_on), tuple(gates)
         self.inlets = [*self.inlets, journal_asset(self.service_name)]
         self._clock = TaskClock()
-        self._clear: float | None = None
-        self._plan: Plan | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the rollout, wait for it, and return the target's result document."""

@@ -59,6 +59,13 @@ class ReleaseOperator(BaseOperator):
     :param decide_task_id: the task in which a person picks, when there is one: then its verdict comes first.
     """
 
+    plan_task_id: str | None
+    build_task_id: str | None
+    approve_task_id: str | None
+    default: Choice
+    aggregate_task_id: str
+    decide_task_id: str | None
+
     def __init__(
         self,
         *,
@@ -84,9 +91,15 @@ class ReleaseOperator(BaseOperator):
         self.tasks = {deploy.target: deploy.task_id for deploy in deploys}
         chosen = AtLeast.model_validate(policy) if isinstance(policy, Mapping) else policy
         self.rules = Rules(policy=chosen, strategy=strategy, keep_on_cancel=keep_on_cancel)
-        self.plan_task_id, self.build_task_id = plan_task_id, build_task_id
-        self.approve_task_id, self.default = approve_task_id, default
-        self.aggregate_task_id, self.decide_task_id = aggregate_task_id, decide_task_id
+        # Past Airflow's own __setattr__, for which a large catalog pays when it is parsed.
+        vars(self).update(
+            plan_task_id=plan_task_id,
+            build_task_id=build_task_id,
+            approve_task_id=approve_task_id,
+            default=default,
+            aggregate_task_id=aggregate_task_id,
+            decide_task_id=decide_task_id,
+        )
         self.inlets = [*self.inlets, journal_asset(self.service_name)]
 
     def judge(self, context: Context, *, final: bool = True, choice: Choice | None = None) -> Verdict:
