@@ -236,7 +236,10 @@ def init(args: Namespace) -> None:
 def _told_tasks(todo: list[Any]) -> bool:
     from airflow_multideploy import pools
 
-    return pools.known() == {step.pool: step.slots for step in todo}
+    try:
+        return {step.pool: step.slots for step in todo}.items() <= pools.known().items()
+    except SpecError:
+        return False
 
 
 def _agreed() -> bool:

@@ -84,7 +84,11 @@ def make(todo: list[Step]) -> None:
         for step in todo:
             if step.action != "keep":
                 Pool.create_or_update_pool(step.pool, step.slots, _ABOUT, include_deferred=False, session=session)
-    others = {pool: slots for pool, slots in known().items() if pool in existing()}  # of another catalog file
+    try:
+        told, there = known(), existing()
+    except SpecError:  # spoilt: this is what mends it
+        told, there = {}, {}
+    others = {pool: slots for pool, slots in told.items() if pool in there}  # of another catalog file
     made = json.dumps({**others, **{step.pool: step.slots for step in todo}})
     if variables.get(MADE) != made:
         Variable.set(MADE, made, description=_ABOUT)

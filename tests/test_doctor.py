@@ -75,6 +75,12 @@ def test_init_tells_asks_makes_and_corrects(run: Run) -> None:
     three = {"shop": entry(lock={"name": "cluster-main", "slots": 3})}
     assert action("--check", catalog=three) == (1, ["correct"])
     assert action("--yes", catalog=three) == (0, ["correct"])
+    other = {"site": entry(lock="elsewhere")}  # a second catalog file forgets nothing of the first
+    assert action("--yes", catalog=other) == (0, ["create"])
+    assert action("--check", catalog=three) == (0, ["keep"])
+    assert action("--check", catalog=other) == (0, ["keep"])
+    spoilt = {"AIRFLOW_VAR_MULTIDEPLOY_POOLS": "[1]"}
+    assert [run("init", other, option, **spoilt)[0] for option in ("--check", "--yes")] == [1, 0], "it mends it"
     both = {**one, "site": entry(lock={"name": "cluster-main", "slots": 5})}
     code, said = run("init", both, "--yes")
     assert code == 1

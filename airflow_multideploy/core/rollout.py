@@ -190,7 +190,7 @@ class Rollout:
             phase = Phase.SUCCEEDED if entry.touched else Phase.UNCHANGED
             self.journal.remember_live(entry.release)
             self.journal.forgive(entry.release.image)
-            if entry.release.rollback and entry.previous is not None and entry.previous.image != entry.release.image:
+            if entry.release.rollback and entry.previous is not None and not _same_bits(entry.previous, entry.release):
                 why = f"on demand, by run {entry.run_id!r}: {entry.release.reason}".removesuffix(": ")
                 self.journal.remember_bad(entry.previous.image, why)
         else:
@@ -351,3 +351,9 @@ def _expects(entry: Entry, snapshot: Snapshot) -> bool:
     if entry.phase in GOOD:
         return entry.handle is not None and entry.handle.revision == snapshot.revision is not None
     return entry.snapshot is not None and entry.snapshot == snapshot
+
+
+def _same_bits(one: Release, other: Release) -> bool:
+    if one.digest and other.digest:
+        return one.digest == other.digest
+    return one.image == other.image

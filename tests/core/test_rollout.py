@@ -435,3 +435,13 @@ def test_a_rollback_on_demand_remembers_what_it_replaced_as_bad(bench: Bench) ->
         bench.begin("2", "run3")
     assert bench.deploy("2", "run4", force=True).phase is Phase.SUCCEEDED
     assert bench.journal().bad() == {}
+
+
+def test_a_rollback_on_demand_to_the_very_bits_that_run_says_nothing_against_them(bench: Bench) -> None:
+    tagged = bench.release("2", "run1").model_copy(update={"digest": "sha256:2"})
+    entry = bench.rollout("run1").begin(tagged)
+    bench.rollout("run1").conclude(entry, bench.look(entry))
+    pinned = {"rollback": True, "image": f"{IMAGE}@sha256:2", "digest": "sha256:2"}
+    entry = bench.rollout("run2").begin(bench.release("2", "run2").model_copy(update=pinned))
+    bench.rollout("run2").conclude(entry, bench.look(entry))
+    assert bench.journal().bad() == {}
