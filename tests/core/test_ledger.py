@@ -376,6 +376,14 @@ def test_previous_is_not_led_astray_by_runs_that_came_to_nothing(ledger: Ledger,
     assert back(ledger, "previous", "3", force=True) == "2", "force is for other things"
 
 
+def test_force_does_not_make_previous_one_that_was_rolled_back(ledger: Ledger) -> None:
+    for number, (version, phase) in enumerate([("1", GOOD), ("2", BACK), ("3", GOOD)]):
+        failed = None if phase is not BACK else Phase.FAILED
+        ledger.keep(record(f"run{number}", version, part("t1", phase, failed), at=float(number), digest=version))
+    assert back(ledger, "previous", "3", force=True) == "1"
+    assert back(ledger, "2", "3", force=True) == "2", "by name it may be"
+
+
 def test_previous_is_what_was_there_last_and_each_target_goes_back_no_further_than_it_must(ledger: Ledger) -> None:
     for number, version in enumerate(("1", "2", "3", "1", "4")):  # back to 1 on demand, and on from there
         parts = (part("t1"), part("t2", GOOD if version != "4" else BACK, Phase.FAILED if version == "4" else None))
