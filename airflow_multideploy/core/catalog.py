@@ -193,7 +193,7 @@ def _graph(targets: Mapping[str, TargetConfig], *, broken: set[object]) -> list[
             elif edge.target in before:
                 problems.append(f"{path}: names {edge.target!r} again; keep one (`completed` is either end)")
             before.add(edge.target)
-    if not problems and not broken:
+    if not problems and not broken and any(target.depends_on for target in targets.values()):
         try:
             waves(targets)
         except CycleError as error:

@@ -54,7 +54,7 @@ class DecideOperator(ReleaseOperator, Question):
     def __init__(
         self, *, rollbacks: Mapping[str, str], notify: Sequence[Mapping[str, Any]] = (), **kwargs: Any
     ) -> None:
-        super().__init__(options=get_args(Choice), defaults=kwargs.get("default", "roll_back_all"), **kwargs)
+        self._init(options=get_args(Choice), defaults=kwargs.get("default", "roll_back_all"), **kwargs)
         self.rollbacks = dict(rollbacks)
         self._clock = TaskClock()
         self._notifiers = tuple(Notify.model_validate(settings).model_dump(mode="json") for settings in notify)

@@ -100,6 +100,10 @@ class DeployOperator(BaseOperator):
     kind: ClassVar[str] = ""
     template_fields: Sequence[str] = ("version", "image", "reason", "config")
     ui_color = "#e8f4ea"
+    config: dict[str, Any]
+    version: str
+    image: str
+    reason: str
     force: bool
     service_name: str
     target: str
@@ -108,6 +112,7 @@ class DeployOperator(BaseOperator):
     build_task_id: str | None
     edges: tuple[Edge, ...]
     gates: tuple[str, ...]
+    _clock: TaskClock
     _clear: float | None = None
     _plan: Plan | None = None
     operator_extra_links = (ConsoleLink(),)
@@ -147,12 +152,15 @@ class DeployOperator(BaseOperator):
             "verify": verify,
         }
         given = {"platform": self.kind, **(config or {}), **common} if self.kind else {**(config or {}), **common}
-        self.config = {key: value for key, value in given.items() if value is not None}
-        if self.config and "{{" not in str(self.config):
-            adapter(self.config, service=service_name or self.dag_id, target=target or self.task_id)
-        self.version, self.image, self.reason = version, image, reason
+        own = {key: value for key, value in given.items() if value is not None}
+        if own and "{{" not in str(own):
+            adapter(own, service=service_name or self.dag_id, target=target or self.task_id)
         # Past Airflow's own __setattr__, for which a large catalog pays when it is parsed.
         vars(self).update(
+            config=own,
+            version=version,
+            image=image,
+            reason=reason,
             force=force,
             service_name=service_name or self.dag_id,
             target=target or self.task_id,
@@ -161,13 +169,13 @@ class DeployOperator(BaseOperator):
             build_task_id=build_task_id,
             edges=tuple(depends_on),
             gates=tuple(gates),
+            _clock=TaskClock(),
         )
         if plan_task_id is not None:
             self.template_fields = ()  # all comes from the plan; each field costs the DAG processor a config look-up
         if custom_name:
             self.custom_operator_name = custom_name
         self.inlets = [*self.inlets, journal_asset(self.service_name)]
-        self._clock = TaskClock()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the rollout, wait for it, and return the target's result document."""

@@ -59,6 +59,10 @@ class ReleaseOperator(BaseOperator):
     :param decide_task_id: the task in which a person picks, when there is one: then its verdict comes first.
     """
 
+    service_name: str
+    tasks: dict[str, str]
+    """Ids of the deploy tasks by target."""
+    rules: Rules
     plan_task_id: str | None
     build_task_id: str | None
     approve_task_id: str | None
@@ -66,7 +70,7 @@ class ReleaseOperator(BaseOperator):
     aggregate_task_id: str
     decide_task_id: str | None
 
-    def __init__(
+    def _init(
         self,
         *,
         deploys: Sequence[DeployOperator],
@@ -82,17 +86,19 @@ class ReleaseOperator(BaseOperator):
         decide_task_id: str | None = None,
         **kwargs: Any,
     ) -> None:
+        """What each constructor begins with. Were it one itself, Airflow would merge the DAG's defaults once more for
+        each task, for which a large catalog pays when it is parsed."""
         kwargs.setdefault("trigger_rule", "all_done")
         super().__init__(**kwargs)
         if not deploys:
             raise ValueError(f"{self.task_id}: deploys: empty; give the release's deploy tasks")
         self.is_teardown = True
-        self.service_name = service_name or deploys[0].service_name
-        self.tasks = {deploy.target: deploy.task_id for deploy in deploys}
         chosen = AtLeast.model_validate(policy) if isinstance(policy, Mapping) else policy
-        self.rules = Rules(policy=chosen, strategy=strategy, keep_on_cancel=keep_on_cancel)
-        # Past Airflow's own __setattr__, for which a large catalog pays when it is parsed.
+        # Past Airflow's own __setattr__, for the same reason.
         vars(self).update(
+            service_name=service_name or deploys[0].service_name,
+            tasks={deploy.target: deploy.task_id for deploy in deploys},
+            rules=Rules(policy=chosen, strategy=strategy, keep_on_cancel=keep_on_cancel),
             plan_task_id=plan_task_id,
             build_task_id=build_task_id,
             approve_task_id=approve_task_id,
@@ -250,7 +256,7 @@ class AggregateStatusOperator(ReleaseOperator):
     ui_color = "#eef2fb"
 
     def __init__(self, *, rollbacks: Mapping[str, str] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        self._init(**kwargs)
         # Without it Airflow takes a failed deploy for a leaf (all below it are ignorable teardowns) and fails the run,
         # also when the release is only degraded.
         self.on_failure_fail_dagrun = True
@@ -274,7 +280,7 @@ class FinalizeOperator(ReleaseOperator):
     ui_color = "#eef2fb"
 
     def __init__(self, *, notify: Sequence[Mapping[str, Any]] = (), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        self._init(**kwargs)
         self._notifiers = tuple(Notify.model_validate(settings).model_dump(mode="json") for settings in notify)
         self.on_failure_fail_dagrun = True
         self._clock = TaskClock()

@@ -34,6 +34,9 @@ class RollbackOperator(ReleaseOperator):
 
     ui_color = "#fdeeea"
     operator_extra_links = (ConsoleLink(),)
+    target: str
+    deferrable: bool
+    _clock: TaskClock
 
     def __init__(
         self,
@@ -43,9 +46,8 @@ class RollbackOperator(ReleaseOperator):
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("retry_policy", BY_ERROR_CLASS)
-        super().__init__(**kwargs)
-        self.target, self.deferrable = target, deferrable
-        self._clock = TaskClock()
+        self._init(**kwargs)
+        vars(self).update(target=target, deferrable=deferrable, _clock=TaskClock())  # as in `ReleaseOperator`
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Go back, wait until the snapshot serves, and return the target's result document."""

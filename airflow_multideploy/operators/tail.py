@@ -19,6 +19,8 @@ FIRST: dict[str, Any] = {"priority_weight": 2, "weight_rule": "absolute"}
 PATIENT = 4
 """At least so many further tries have the tasks that only look and say, 5, 10, 20 and 40 seconds or a little more
 apart: an api-server or a database that restarts must not cost a release its verdict."""
+LONGEST = timedelta(seconds=60)
+"""Between two tries, where there are more of them."""
 APPROVE, DECIDE = "approve", "decide"
 RETRIES = 10
 """At least so often a person may ask for a retry."""
@@ -99,7 +101,7 @@ def finish(
         "decide_task_id": DECIDE if strategy == "manual" else None,
         "retry_delay": timedelta(seconds=5),
         "retry_exponential_backoff": 2.0,
-        "max_retry_delay": timedelta(seconds=60),
+        **({"max_retry_delay": LONGEST} if retries > PATIENT else {}),
         **operator_args,
     }
     ids = {deploy.target: f"{group}.{deploy.target}" for deploy in deploys}
@@ -134,7 +136,8 @@ def _head(
     from airflow_multideploy.operators.decide import DecideOperator  # most services do without what it imports
 
     limits = {"users": asked.users or (), "timeout": asked.timeout or HOUR, "retries": max(retries, RETRIES)}
-    return [aggregate, DecideOperator(task_id=DECIDE, rollbacks=ids, notify=notify, **limits, **common)]
+    common = {"max_retry_delay": LONGEST, **limits, **common}
+    return [aggregate, DecideOperator(task_id=DECIDE, rollbacks=ids, notify=notify, **common)]
 
 
 def _wire(
