@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from airflow_multideploy.core.catalog import parse_service
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.core.plan import make_plan
 from airflow_multideploy.doctor import _missing
-from airflow_multideploy.operators.turn import covering
+from airflow_multideploy.operators.turn import covering, passed_over
 from airflow_multideploy.platforms import config_type
 from airflow_multideploy.sandbox.airflow import LocalAirflow
 
@@ -203,3 +204,12 @@ def test_a_release_gives_way_only_to_one_that_does_all_of_it(
     plan = make_plan("shop", service, {"version": "2", **mine}, dag_id="shop", run_id="r1")
     other = covering(plan, service, {"dag_id": "shop", "run_id": "r2", "conf": theirs})
     assert (other is not None) is covered
+
+
+def test_a_rollback_gives_way_to_nobody() -> None:
+    service = shop(when_busy="supersede")
+    plan = make_plan("shop", service, {"version": "1", "rollback": True}, dag_id="shop", run_id="r1")
+    context: Any = {"dag_run": SimpleNamespace(clear_number=0)}  # no more: nobody is asked
+    assert passed_over(context, plan, service) == ""
+    with pytest.raises(KeyError):
+        passed_over(context, plan.model_copy(update={"rollback": False}), service)

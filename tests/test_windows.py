@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_multideploy.core.catalog import parse_service
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.plan import Plan, make_plan
-from airflow_multideploy.operators.windows import closed, refusal, waits
+from airflow_multideploy.operators.state import TaskClock
+from airflow_multideploy.operators.windows import closed, hold, refusal, waits
 from airflow_multideploy.platforms import config_type
 
 MONDAY = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
@@ -104,3 +108,68 @@ def test_freezes_that_cannot_be_read_let_nothing_pass(monkeypatch: pytest.Monkey
     freeze(monkeypatch, {"name": "x", "weekly": {}})
     with pytest.raises(SpecError, match=r"Variable multideploy_freezes: freezes\[0\]\.weekly"):
         closed(plan(), MONDAY, platforms=BOTH)
+
+
+class Hours(TaskClock):
+    """Sleeps without waiting."""
+
+    def __init__(self, now: float) -> None:
+        super().__init__()
+        self.now = now
+        self.slept: list[float] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def held(plan: Plan, clock: Hours, *, again: str = "", useless: Sequence[str] = ()) -> str:
+    """
+    :param useless: what is said at each look; nothing after the last.
+    """
+    said = iter(useless)
+    task = EmptyOperator(task_id="deploy")
+    return hold(task, plan, "http", clock, begun=False, since=MONDAY, again=again, useless=lambda: next(said, ""))
+
+
+def test_a_release_looks_ever_more_seldom_until_its_window_opens() -> None:
+    clock = Hours(MONDAY)
+    assert held(plan(service={"windows": TUESDAYS}), clock) == ""
+    assert clock.now == datetime(2026, 11, 24, 9, tzinfo=UTC).timestamp()
+    assert clock.slept[0] == 10
+    assert max(clock.slept) == 300
+
+
+def test_a_wait_ends_when_there_is_no_more_use_in_it() -> None:
+    clock = Hours(MONDAY)
+    assert held(plan(service={"windows": TUESDAYS}), clock, useless=["", "", "gives way"]) == "gives way"
+    assert len(clock.slept) == 2
+
+
+def test_it_waits_in_the_triggerer_where_it_may() -> None:
+    with pytest.raises(TaskDeferred) as deferred:
+        held(plan(service={"windows": TUESDAYS}), Hours(MONDAY), again="reopened")
+    assert deferred.value.method_name == "reopened"
+    assert deferred.value.trigger.moment.timestamp() == MONDAY + 10
+
+
+def test_it_begins_only_when_all_of_its_platforms_are_free_but_goes_on_where_one_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    freeze(monkeypatch, {"name": "cloud", "platforms": ["aws_*"], **ALWAYS, "to": "2026-11-24T00:00"})
+    waiting = plan(service={"windows": {"open": [{"days": ["mon"], "from": "09:00", "to": "17:00"}]}})
+    assert held(waiting, Hours(MONDAY), useless=["enough"]) == "enough"
+    begun = hold(
+        EmptyOperator(task_id="deploy"),
+        waiting,
+        "http",
+        Hours(MONDAY),
+        begun=True,
+        since=MONDAY,
+        again="",
+        useless=lambda: "not asked",
+    )
+    assert begun == ""
