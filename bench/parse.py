@@ -83,7 +83,8 @@ for number in range({services}):
             for target in TARGETS:
                 rollbacks.append(task(task_id=f"rollback_{{target}}"))
         plan >> deploys >> aggregate >> rollbacks >> finalize
-        deploys >> ended >> aggregate >> finalize
+        deploys >> ended >> finalize
+        aggregate >> finalize
     globals()[dag.dag_id] = dag
 """
 

@@ -68,6 +68,20 @@ def test_no_more_rollouts_at_once_than_the_service_says(monkeypatch: pytest.Monk
     assert all(dag.get_task(f"t{name}.deploy").trigger_rule == "all_done" for name in (2, 3, 4))
 
 
+@pytest.mark.parametrize("strategy", ["all", "manual"])
+def test_finalize_is_the_only_leaf_and_nothing_waits_a_second_for_the_mark(
+    monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    service = wide(rollback={"strategy": strategy})
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"shop": service}))
+    dag = service_dags()["shop"]
+    assert [task.task_id for task in dag.tasks if not task.downstream_task_ids] == ["finalize"]
+    deploys = {f"t{n}.deploy" for n in range(5)}
+    assert dag.get_task("aggregate_status").upstream_task_ids == deploys
+    assert dag.get_task("deploys_ended").upstream_task_ids == deploys
+    assert dag.get_task("deploys_ended").downstream_task_ids == {"finalize"}
+
+
 def test_a_services_own_params_are_in_the_trigger_form(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"region": {"default": "eu", "enum": ["eu", "us"]}, "count": {"type": "integer"}}
     monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"shop": wide(params=asked)}))

@@ -75,8 +75,8 @@ class Watch:
     """Decides after each look: wait how long, or the final observation.
 
     :param deadline: epoch seconds; absolute, so that a restart of whoever waits does not extend it.
-    :param interval: most seconds between looks. Early ones come sooner, an eighth of the time waited so far, so that a
-        rollout of seconds is not made longer by the waiting.
+    :param interval: most seconds between looks. Early ones come sooner, a sixteenth of the time waited so far, so that
+        a rollout of seconds is not made longer by the waiting.
     :param earliest: epoch seconds; healthy counts only from then on.
     """
 
@@ -112,7 +112,7 @@ class Watch:
 
     def _wait(self, now: float) -> float:
         waited = now - (self._began or now)
-        pause = min(self.interval, max(1.0, waited / 8))
+        pause = min(self.interval, max(0.5, waited / 16))
         return max(0.05, min(pause * self._uniform(0.8, 1.2), self.deadline - now))
 
 

@@ -157,8 +157,8 @@ def _wire(
         for upstream in deploy.get_flat_relative_ids(upstream=True) & rollbacks.keys():
             rollbacks[deploy.task_id] >> rollbacks[upstream]
     ended.set_upstream(list(deploys))
-    head[0].set_upstream([*deploys, ended])
+    head[0].set_upstream(list(deploys))  # not the mark: the scheduler sets it when it starts this, not a second before
     head[0].set_downstream(list(head[1:]))
     for task in head:
         task.set_downstream([*rollbacks.values(), finalize])
-    finalize.set_upstream(list(rollbacks.values()))
+    finalize.set_upstream([ended, *rollbacks.values()])
