@@ -49,7 +49,11 @@ MUTANTS = (
     Mutant(
         "dependencies go back first",
         (
-            (TAIL, "rollbacks[task_id] >> rollbacks[upstream]", "rollbacks[upstream] >> rollbacks[task_id]"),
+            (
+                TAIL,
+                "rollbacks[deploy.task_id] >> rollbacks[upstream]",
+                "rollbacks[upstream] >> rollbacks[deploy.task_id]",
+            ),
             (ROLLBACK, "return frozenset((dependents(targets, {target}) - {target}) & selected)", "return frozenset()"),
         ),
     ),
@@ -157,8 +161,8 @@ MUTANTS = (
         (
             (
                 WAY_BACK,
-                "self.target, self.deferrable = target, deferrable",
-                "self.target, self.deferrable, self.is_teardown = target, deferrable, False",
+                "self._init(**kwargs)\n        vars(self)",
+                "self._init(**kwargs)\n        self.is_teardown = False\n        vars(self)",
             ),
         ),
     ),
@@ -234,10 +238,7 @@ def run(mutant: Mutant) -> tuple[str, float]:
         (folder / "tests" / "__init__.py").touch()
         for name, old, new in mutant.edits:
             path = folder / PACKAGE / name
-            text = path.read_text()
-            if text.count(old) != 1:
-                raise SystemExit(f"{mutant.name}: {name} holds {text.count(old)} times, not once: {old}")
-            path.write_text(text.replace(old, new))
+            path.write_text(path.read_text().replace(old, new))
         began = time.monotonic()
         command = [sys.executable, "-m", "tests.simulation", "--first", "--processes", "1"]
         command += ["--schedules", str(SCHEDULES), "--seed", str(SEED)]
@@ -249,8 +250,20 @@ def run(mutant: Mutant) -> tuple[str, float]:
         return (broken.group(1) if broken else ""), time.monotonic() - began
 
 
+def misfits() -> list[str]:
+    """The edits that no longer fit the code: their text has to be there once."""
+    return [
+        f"{mutant.name}: {name} holds {count} times, not once: {old}"
+        for mutant in MUTANTS
+        for name, old, _ in mutant.edits
+        if (count := (ROOT / PACKAGE / name).read_text().count(old)) != 1
+    ]
+
+
 def main() -> int:
     survivors = 0
+    if wrong := misfits():
+        raise SystemExit("\n".join(wrong))
     if without := run(Mutant("nothing", ()))[0]:
         raise SystemExit(f"{without} is broken without any mutant: so nothing can be said about them")
     with ThreadPoolExecutor(2) as pool:

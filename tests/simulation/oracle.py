@@ -169,11 +169,21 @@ class Oracle:
         return (True, False) if self._verified(target) else (False,)
 
     def goal(self, target: str) -> str | None:
-        """What ran before this run, or before an earlier one that nobody answered for."""
-        mark = self.story.marks[self.run.run_id]
+        """What ran before this run, or before an earlier one that nobody answered for.
+
+        A target that was none of the run's business any more when tasks were cleared begins anew, from what ran then.
+        """
+        mark, cleared = self.story.marks[self.run.run_id], self.story.marks.get("clear", 0)
         start = 0 if self.run.run_id == "run2" and self._doubt(target, mark) else mark
+        if cleared > mark and self._let_go(target, cleared):
+            start = cleared
         first = next((s for s in self.story.steps[start:] if s.target == target), None)
         return None if first is None else first.value[0] if first.what == "wrote" else first.live
+
+    def _let_go(self, target: str, mark: int) -> bool:
+        kept = [s.value for s in self.story.steps[:mark] if s.target == target and s.what == "journal"]
+        own = bool(kept) and kept[-1]["run_id"] == self.run.run_id
+        return own and kept[-1]["settled"] and not kept[-1]["touched"]
 
     def _doubt(self, target: str, mark: int) -> bool:
         kept = [s.value for s in self.story.steps[:mark] if s.target == target and s.what == "journal"]

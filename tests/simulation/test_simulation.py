@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.simulation.check import check, history
 from tests.simulation.invariants import breaches
+from tests.simulation.mutants import misfits
 from tests.simulation.play import installed, play
 from tests.simulation.schedules import Schedule, draw
 
@@ -56,3 +57,7 @@ def test_a_connection_that_does_not_exist_is_refused_before_anything_is_written(
     assert said["status"] == "not_started"
     assert "shop/t1: there is no Airflow Connection 'fake'; create it" in said["reason"]
     assert not [step for step in story.steps if step.what == "wrote"]
+
+
+def test_the_mutants_fit_the_code() -> None:
+    assert misfits() == []
