@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -17,8 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_multideploy import registry
+from airflow_multideploy.core.catalog import parse_service
 from airflow_multideploy.core.errors import BuildFailed, PlatformError, SpecError
+from airflow_multideploy.operators.plan import PlanOperator
+from airflow_multideploy.operators.state import Final, journal_asset
+from airflow_multideploy.platforms import config_type
 from airflow_multideploy.sandbox.server import Server
+from airflow_multideploy.testing.fake import MemoryStore
 
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {"digest": "sha256:" + "0" * 64}}).encode()
 DIGEST = "sha256:" + hashlib.sha256(MANIFEST).hexdigest()
@@ -353,3 +359,34 @@ def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert registry.resolve(fake.image, "1.0", Conn(schema="https")) == DIGEST
     finally:
         server.stop()
+
+
+def test_a_busy_registry_is_asked_again_by_the_plans_next_try_before_it_refuses(
+    fake: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.answer = lambda request: (503, {"retry-after": "0"}, b"busy")
+    monkeypatch.setenv("AIRFLOW_CONN_REGISTRY", json.dumps({"conn_type": "docker", "host": fake.url}))
+    document = {
+        "artifact": {"image": fake.image, "registry_conn_id": "registry"},
+        "targets": {"dc1": {"platform": "http", "conn_id": "dc1"}},
+    }
+    service = parse_service("shop", document, config_type=config_type)
+    pushed: list[str] = []
+    ti = SimpleNamespace(try_number=2, xcom_push=lambda key, value: pushed.append(value))
+    context: Any = {
+        "ti": ti,
+        "params": {},
+        "dag_run": SimpleNamespace(conf={"version": "1.0"}, clear_number=0),
+        "run_id": "run1",
+        "asset_state_store": {journal_asset("shop"): MemoryStore()},
+    }
+    plan = PlanOperator(task_id="plan", name="shop", service=service, retries=2)
+    with pytest.raises(PlatformError, match="503") as caught:
+        plan.resume(context)
+    assert caught.value.retryable
+    assert pushed == []
+    ti.try_number = 3
+    ti.try_number = 3  # the last one
+    with pytest.raises(Final, match="503"):
+        plan.resume(context)
+    assert "503" in pushed[0]
