@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from typing import Any
 
 import pytest
+from airflow.sdk import DAG, TaskGroup
 
 from airflow_multideploy.factory import RECONCILE_DAG, service_dags
+from airflow_multideploy.operators.deploy import DeployOperator
+from airflow_multideploy.operators.tail import finish
 
 SHOP = {"artifact": {"image": "registry.test/shop"}, "targets": {"dc1": {"platform": "http", "conn_id": "dc1"}}}
 
@@ -98,3 +103,32 @@ def test_a_release_whenever_a_window_opens(monkeypatch: pytest.MonkeyPatch) -> N
     )
     dag = service_dags()["shop"]
     assert dag.timetable.summary == "tue 22:00 Europe/Berlin", dag.doc_md
+
+
+def by_hand(dag_id: str, **default_args: Any) -> tuple[DAG, DeployOperator]:
+    with DAG(dag_id, schedule=None, default_args=default_args) as dag:
+        config = {"platform": "http", "conn_id": "dc1"}
+        return dag, DeployOperator(task_id="dc1", config=config, image="registry.test/shop:1", version="1")
+
+
+def test_the_tail_of_a_release_made_inside_a_task_group_is_refused() -> None:
+    dag, deploy = by_hand("grouped")
+    said = "finish: makes 'rollback' inside another TaskGroup; call it outside"
+    with pytest.raises(ValueError, match=said), dag, TaskGroup("shop"):
+        finish([deploy])
+
+
+def test_the_mark_that_the_deploys_have_ended_stays_without_a_process_whatever_the_dags_defaults_are() -> None:
+    dag, deploy = by_hand("told", on_success_callback=print, on_execute_callback=print)
+    with dag:
+        finish([deploy])
+    mark = dag.get_task("deploys_ended")
+    assert not mark.on_success_callback
+    assert not mark.on_execute_callback
+    assert dag.get_task("finalize").on_success_callback
+
+
+def test_a_copy_of_a_task_is_killed_for_itself() -> None:
+    _, deploy = by_hand("copied")
+    copy.deepcopy(deploy).on_kill()
+    deploy._clock.check()

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 import pytest
 import trustme
+from airflow.sdk import DAG
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -380,7 +381,8 @@ def test_a_busy_registry_is_asked_again_by_the_plans_next_try_before_it_refuses(
         "run_id": "run1",
         "asset_state_store": {journal_asset("shop"): MemoryStore()},
     }
-    plan = PlanOperator(task_id="plan", name="shop", service=service, retries=2)
+    with DAG("shop", schedule=None):
+        plan = PlanOperator(task_id="plan", name="shop", service=service, retries=2)
     with pytest.raises(PlatformError, match="503") as caught:
         plan.resume(context)
     assert caught.value.retryable

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from airflow_multideploy.core.contract import Observation, Platform, State
+from airflow_multideploy.core.contract import Handle, Observation, Platform, State
 from airflow_multideploy.core.errors import PlatformError, RollbackFailed
 from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase
 from airflow_multideploy.core.models import Strategy, TargetConfig
@@ -112,11 +112,14 @@ class WayBack:
         snapshot = entry.snapshot
         if snapshot is None:
             return self._failed(entry, f"{self.platform.name}: no snapshot was taken, so nothing can be restored")
-        self.journal.remember_live(None)
+
+        def write() -> Handle:
+            self._still_mine(entry)  # one that was thought dead may wake up here, long after
+            self.journal.remember_live(None)
+            return self.platform.rollback(entry.release, snapshot, entry.handle)
+
         try:
-            back = persist(
-                lambda: self.platform.rollback(entry.release, snapshot, entry.handle), clock=self.clock, until=deadline
-            )
+            back = persist(write, clock=self.clock, until=deadline)
         except PlatformError as error:
             self._still_mine(entry)
             self._failed(entry, str(error))

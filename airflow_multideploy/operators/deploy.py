@@ -30,6 +30,7 @@ from airflow_multideploy.operators.retry import BY_ERROR_CLASS
 from airflow_multideploy.operators.state import (
     Final,
     TaskClock,
+    cleared_alone,
     journal,
     journal_asset,
     not_approved,
@@ -192,6 +193,10 @@ class DeployOperator(BaseOperator):
 
     def begin(self, context: Context) -> Callable[[], dict[str, Any]]:
         """Start the rollout; what is returned waits for its end, and gives the target's result document."""
+        after = (task.task_id for task in self.dag.tasks if self.task_id in getattr(task, "tasks", {}).values())
+        if self._clear is None and (why := cleared_alone(self, context, after)):
+            self._push(context, TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED, reason=why))
+            raise Final(f"{self.service_name}/{self.target}: {why}: else nobody judges this rollout, or takes it back")
         release, config = self._resolve(context)
         try:
             platform = adapter(config, service=self.service_name, target=self.target)

@@ -25,6 +25,7 @@ from airflow_multideploy.operators.retry import BY_ERROR_CLASS
 from airflow_multideploy.operators.state import (
     Final,
     TaskClock,
+    cleared_alone,
     journal_asset,
     ledger,
     new_record,
@@ -72,6 +73,9 @@ class PlanOperator(BaseOperator):
         return self._go(context)
 
     def _go(self, context: Context) -> dict[str, Any]:
+        after = (task.task_id for task in self.dag.tasks if getattr(task, "plan_task_id", None) == self.task_id)
+        if why := cleared_alone(self, context, after):
+            raise Final(f"{self.service_name}: {why}: else nothing follows this plan")
         try:
             plan = self._plan(context)
         except MultideployError as error:

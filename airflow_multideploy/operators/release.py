@@ -39,6 +39,7 @@ from airflow_multideploy.operators.state import (
 ENDED = "deploys_ended"
 """A task that does nothing, once all deploys have ended. It is no teardown: when the run is marked failed before that,
 Airflow skips it, and so the tasks after it know."""
+SENT_BACK = "had gone back before tasks of this run were cleared; clear its deploy too"
 REFUSED = "refused"
 """XCom key under which a plan or a build says why nothing starts."""
 
@@ -54,6 +55,7 @@ class ReleaseOperator(BaseOperator):
     :param keep_on_cancel: True leaves what is live when the run is marked failed; False (default) undoes it.
     :param default: with strategy ``manual``, what no answer in time means; a plan's wins.
     :param plan_task_id: the task that froze the plan, when there is one.
+    :param build_task_id: the task that built the image, when one did.
     :param approve_task_id: the task in which somebody approves the release, when there is one.
     :param aggregate_task_id: the task whose verdict the later ones follow.
     :param decide_task_id: the task in which a person picks, when there is one: then its verdict comes first.
@@ -73,7 +75,7 @@ class ReleaseOperator(BaseOperator):
     def _init(
         self,
         *,
-        deploys: Sequence[DeployOperator],
+        deploys: Sequence[DeployOperator] = (),
         service_name: str | None = None,
         policy: Policy | dict[str, int] = "all",
         strategy: Strategy = "all",
@@ -150,6 +152,13 @@ class ReleaseOperator(BaseOperator):
         }
         results = {target: skipped.get(target) or self._outcome(context, target) for target in self.tasks}
         earlier = self._decided(context)
+        if earlier is None and getattr(context["dag_run"], "clear_number", None):
+            # Healthy once, and sent back since: its deploy was not cleared with the others, so nothing of it is there.
+            results |= {
+                target: now.model_copy(update={"deployed": Phase.FAILED, "reason": now.reason or SENT_BACK})
+                for target, now in results.items()
+                if now.deployed in GOOD and now.phase not in GOOD
+            }
         for was in Verdict.model_validate(earlier).results if earlier else ():
             now = results[was.target]
             if now.deployed in GOOD and now.phase not in GOOD and was.deployed not in GOOD:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from airflow.sdk import Asset, Context
+from airflow.sdk import Asset, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_multideploy.core.contract import Observation, Release
@@ -129,6 +129,23 @@ def not_approved(context: Context, gates: Iterable[str]) -> str:
     return ""
 
 
+OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+"""States of a task that has ended."""
+
+
+def cleared_alone(operator: BaseOperator, context: Context, after: Iterable[str]) -> str:
+    """Why a task does not begin anew that a person has cleared without those that come after it; else empty.
+
+    :param after: ids of the tasks that have to run after it.
+    """
+    run_id, wanted = context["run_id"], list(after)
+    if not wanted or not getattr(context["dag_run"], "clear_number", None):
+        return ""
+    found = context["ti"].get_task_states(dag_id=operator.dag_id, task_ids=wanted, run_ids=[run_id]).get(run_id, {})
+    ended = next((task_id for task_id in wanted if str(found.get(task_id)) in OVER), "")
+    return ended and f"{ended} had ended before {operator.task_id} was cleared; clear it with everything downstream"
+
+
 class Final(MultideployError, AirflowFailException):
     """An error that another try cannot heal: Airflow does not retry it."""
 
@@ -142,6 +159,10 @@ class TaskClock(SystemClock):
 
     def __init__(self) -> None:
         self._stop = threading.Event()
+
+    def __deepcopy__(self, memo: object) -> TaskClock:
+        """Another one: a copy of a task is killed for itself."""
+        return TaskClock()
 
     def stop(self) -> None:
         """End the current ``sleep``, and every later one."""

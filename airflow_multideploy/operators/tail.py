@@ -87,6 +87,7 @@ def finish(
     :param retries: of the rollbacks; aggregate and finalize have `PATIENT` at least.
     :param operator_args: of every task that is made here, such as ``owner``.
     :param notify: who is told how it ended, each as `ReleaseNotifier` is made.
+    :raises ValueError: called inside a TaskGroup, which would change the ids by which these tasks know each other.
     """
     asked = Rollback.model_validate({"strategy": strategy, **(manual or {})})
     common: dict[str, Any] = {
@@ -107,7 +108,9 @@ def finish(
     ids = {deploy.target: f"{group}.{deploy.target}" for deploy in deploys}
     head = _head(ids, asked, notify, retries, common)
     finalize = FinalizeOperator(task_id="finalize", retries=max(retries, PATIENT), notify=notify, **common)
-    with TaskGroup(group, tooltip="what goes back when the release does not reach its policy"):
+    with TaskGroup(group, tooltip="what goes back when the release does not reach its policy") as backs:
+        if backs.group_id != group:
+            raise ValueError(f"finish: makes {group!r} inside another TaskGroup; call it outside, once per DAG")
         rollbacks = {
             deploy.task_id: RollbackOperator(
                 task_id=deploy.target,
@@ -119,7 +122,9 @@ def finish(
             )
             for deploy in deploys
         }
-    ended = EmptyOperator(task_id=ENDED, trigger_rule="all_done", **operator_args)
+    # With a callback it would be a task with a process, and no mark of one moment.
+    silent = {"on_execute_callback": None, "on_success_callback": None}
+    ended = EmptyOperator(task_id=ENDED, trigger_rule="all_done", **{**operator_args, **silent})
     _wire(deploys, ended, head, rollbacks, finalize)
     return finalize
 

@@ -232,6 +232,9 @@ class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
         if not snapshot.exists and self.config.first_deploy == "leave":
             return Handle(action="rollback", revision=live.fx, changed=False, data={"left": True})
         if (slot.fx, _dump(slot)) != (snapshot.data["fx"], snapshot.data["marker"]):
+            live = yield from self._live()
+            if (live.fx, _dump(live)) == (snapshot.data["fx"], snapshot.data["marker"]):
+                return back  # an earlier try's swap landed while we looked
             raise self._drift(slot, f"{snapshot.data['fx']!r}, which ran before, in slot {self.config.slot!r}")
         yield from self._swap()
         return back.model_copy(update={"data": {**back.data, "swapping": True}})

@@ -85,11 +85,23 @@ def succeeded_is_never_a_lie(story: Story) -> Iterator[str]:
     """
     for target in story.schedule.targets:
         kept = entry(story, target)
-        if kept is None or kept["phase"] not in ("succeeded", "unchanged"):
+        if kept is None or kept["phase"] not in ("succeeded", "unchanged") or target in story.beyond:
             continue
         live, well = story.now(target)
         if not well or (live != kept["handle"]["revision"] and not _same(story, target, live, kept["release"])):
             yield f"{target} serves {live} (well: {well}), not {kept['handle']['revision']}"
+
+
+@invariant
+def a_good_status_counts_only_what_is_there(story: Story) -> Iterator[str]:
+    """No release is ``succeeded`` or ``degraded`` by a target that was healthy once and has gone back since."""
+    for run in releases(story):
+        said = verdict(run)
+        if said is None or said["status"] not in ("succeeded", "degraded"):
+            continue
+        for result in said["results"]:
+            if result["deployed"] in ("succeeded", "unchanged") and result["phase"] != result["deployed"]:
+                yield f"{run.run_id}: {said['status']}, and {result['target']} is {result['phase']}"
 
 
 def _same(story: Story, target: str, revision: str | None, release: dict[str, Any]) -> bool:
@@ -336,7 +348,7 @@ def live_memory_names_only_what_was_verified(story: Story) -> Iterator[str]:
                 gone.update({step.value[0]} if "rollback" in step.task else ())
                 gone.discard(step.value[1])
         revisions = story.world.places[f"{SERVICE}/{target}"].revisions
-        if remembered is None:
+        if remembered is None or target in story.beyond:
             continue
         if not any(r is not None and revisions[r].image == remembered["image"] for r in healthy):
             yield f"{target}: {remembered['image']} is remembered, and was never seen healthy"

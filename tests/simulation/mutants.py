@@ -225,6 +225,18 @@ MUTANTS = (
         "a way back that never began is not in doubt",
         ((RELEASE, "if entry.phase not in GOOD:", "if True:"),),
     ),
+    Mutant(
+        "a rollback that was thought dead does not look before it writes",
+        ((ROLLBACK, "            self._still_mine(entry)  # one that was", "            # one that was"),),
+    ),
+    Mutant(
+        "a deploy that is cleared alone rolls out",
+        ((DEPLOY, "if self._clear is None and (why := cleared_alone(self, context, after)):", "if why := '':"),),
+    ),
+    Mutant(
+        "what went back before a clear still counts as good",
+        ((RELEASE, 'if earlier is None and getattr(context["dag_run"], "clear_number", None):', "if False:"),),
+    ),
 )
 
 

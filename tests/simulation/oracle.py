@@ -103,7 +103,7 @@ class Oracle:
             return ("skip",)
         task = self.run.tasks[deploy_task(target)]
         if task.state == "success":
-            return ("good",)
+            return ("failed",) if self._gone(target) else ("good",)
         if self._resolved(target):  # of a look that was cut short before, it may still say that it cannot tell
             return ("waited", "unknown") if self.of(target, "deploy:before") else ("waited",)
         if not self.of(target, "snapshot") and not self.of(target, "deploy:before"):
@@ -116,6 +116,18 @@ class Oracle:
             return ("good", "failed", "unknown") if last == "healthy" else ("failed", "unknown")
         sure = {"healthy": "failed", "failed": "failed", "superseded": "failed", "unknown": "unknown"}
         return (sure[last],) if last in sure else ("failed", "unknown")
+
+    def _gone(self, target: str) -> bool:
+        """Whether it went back before others were cleared, and was not released again."""
+        begin = self.story.marks[self.run.run_id]
+        before = self.story.marks.get("clear", 0) - begin
+        phases = [
+            (at, step.value["phase"])
+            for at, step in enumerate(self.story.steps[begin:])
+            if step.target == target and step.what == "journal" and step.value["run_id"] == self.run.run_id
+        ]
+        back = [at for at, phase in phases if phase == "rolled_back" and at < before]
+        return bool(back) and not any(phase == "deploying" and at > back[-1] for at, phase in phases)
 
     def _waited(self, target: str, outcomes: Mapping[str, str]) -> str:
         for edge in self.graph[target]:
@@ -174,7 +186,12 @@ class Oracle:
         A target that was none of the run's business any more when tasks were cleared begins anew, from what ran then.
         """
         mark, cleared = self.story.marks[self.run.run_id], self.story.marks.get("clear", 0)
-        start = 0 if self.run.run_id == "run2" and self._doubt(target, mark) else mark
+        start = mark
+        earlier = [at for name, at in self.story.marks.items() if name.startswith("run") and "over" not in name]
+        for at in sorted((at for at in earlier if at < mark), reverse=True):
+            if not self._doubt(target, start):
+                break
+            start = at
         if cleared > mark and self._let_go(target, cleared):
             start = cleared
         first = next((s for s in self.story.steps[start:] if s.target == target), None)

@@ -24,7 +24,7 @@ from airflow_multideploy.core.contract import Handle, Observation, Release, Snap
 from airflow_multideploy.core.ledger import Ledger
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.testing.fake import Crash, FakePlatform, FakeWorld, Fault, MemoryStore
-from tests.simulation.runs import Attempt, Run
+from tests.simulation.runs import Attempt, Run, Task
 from tests.simulation.scheduler import CLOCK, SimAirflow, ready
 from tests.simulation.schedules import DEPLOYS, GRAPHS, ROLLBACKS, Schedule, deploy_task, rollback_task
 
@@ -70,7 +70,8 @@ class Story:
     """Per run, what was live on each target at its end, and whether it was well."""
     beyond: set[str] = field(default_factory=set)
     """Targets on which a process wrote that had been thought dead for longer than any call lasts, and which then died
-    before it could see that it was too late.
+    before it could see that it was too late; or whose rollback woke up so late in the midst of its write, after the
+    next rollout had begun.
 
     Where that comes after the last look, and the platform has no fence of its own, nobody is left who could notice.
     """
@@ -86,7 +87,16 @@ class Story:
                 late = attempt.lost_at is not None and CLOCK.now - attempt.lost_at > LANDED
                 if (name, trouble.action) == ("deploy:after", "crash") and late:
                     self.beyond.add(task.operator.target)
+                before = len(self.steps)
                 self._happen(attempt, trouble.action, trouble.seconds)
+                late = attempt.lost_at is not None and CLOCK.now - attempt.lost_at > LANDED
+                if (name, trouble.action) == ("rollback:before", "orphan") and late:
+                    self.beyond |= {step.target for step in self.steps[before:] if self._begun(step, task)}
+
+    def _begun(self, step: Step, task: Task) -> bool:
+        """Whether it is the beginning of another rollout on the target that this task sends back."""
+        here = step.target == task.operator.target and step.what == "journal"
+        return here and step.value["phase"] == "deploying"
 
     def _happen(self, attempt: Attempt, action: str, seconds: float) -> None:
         if action == "crash":
@@ -309,9 +319,12 @@ def _afterwards(story: Story, run: Run, service: Service) -> None:
         return
     story.world.faults.clear()
     if after.startswith("clear"):
-        task = (deploy_task if after == "clear_deploy" else rollback_task)(schedule.targets[0])
+        task = run.tasks[(rollback_task if after == "clear_rollback" else deploy_task)(schedule.targets[0])]
         story.marks["clear"] = len(story.steps)
-        story.airflow.clear(run.tasks[task])
+        if after == "clear_failed":
+            story.airflow.clear(*(t for t in run.tasks.values() if t.state == "failed"), downstream=False)
+        else:
+            story.airflow.clear(task, downstream=after != "clear_alone")
         story.airflow.drain()
     elif after == "reconciler":
         story.marks["reconcile"] = len(story.steps)

@@ -173,14 +173,16 @@ class SimAirflow:
             self._set(task, "failed")
             self._schedule(task.run)
 
-    def clear(self, task: Task) -> None:
-        """Clear it with everything after it."""
-        run, cleared, todo = task.run, set[str](), [task.name]
+    def clear(self, *tasks: Task, downstream: bool = True) -> None:
+        """Clear tasks of one run, with everything after them or without."""
+        if not tasks:
+            return
+        run, cleared, todo = tasks[0].run, set[str](), [task.name for task in tasks]
         while todo:
             name = todo.pop()
             if name not in cleared:
                 cleared.add(name)
-                todo += run.tasks[name].operator.downstream_task_ids
+                todo += run.tasks[name].operator.downstream_task_ids if downstream else ()
         run.clear_number += 1
         run.stopped = False
         run.began = run.began if run.state == "running" else self._now()

@@ -121,7 +121,8 @@ class Schedule:
     :param places: per target, what runs at the start.
     :param marks: per target, whether it is critical.
     :param after: what comes when the run is over: another release, one by force, one of the same version, one that
-        reconciles first, the reconciler, a cleared task.
+        reconciles first, the reconciler, a task that is cleared with everything downstream of it, a deploy that is
+        cleared alone, all failed tasks and no others.
     :param selected: how many of the targets the run names.
     """
 
@@ -151,7 +152,10 @@ class Schedule:
         return values[index] if index < len(values) else default
 
 
-AFTER = ("", "release", "force", "again", "reconcile", "reconciler", "clear_deploy", "clear_rollback")
+AFTER = (
+    *("", "release", "force", "again", "reconcile", "reconciler"),
+    *("clear_deploy", "clear_rollback", "clear_alone", "clear_failed"),
+)
 
 
 def deploy_task(target: str) -> str:
@@ -199,6 +203,12 @@ def corners() -> Iterator[Schedule]:
     for after, retries in itertools.product(AFTER, (0, 1)):
         never = (Trouble(rollback_task("t1"), "start", 0),)
         yield Schedule("two", deploys=("ok", "fails"), troubles=never, after=after, retries=retries)
+    for failed, strategy, policy in itertools.product(("no_snapshot", "refused", "hangs"), STRATEGIES, POLICIES):
+        for after, retries in itertools.product(("clear_deploy", "clear_alone", "clear_failed"), (0, 1)):
+            yield Schedule("two", strategy, policy, (failed, "ok"), after=after, retries=retries)
+    for seconds, deploy in itertools.product(range(20, 120, 5), ("fails", "refused")):
+        late = (Trouble(rollback_task("t1"), "journal:rolling_back", 1, "orphan", float(seconds)),)
+        yield Schedule("two", "failed", "at_least", (deploy, "ok"), troubles=late, after="clear_deploy")
     dead = (Trouble("aggregate_status", "start", 0),)
     for deploy, back, after in itertools.product(("ok", "fails", "unknown"), ("ok", "fails", "errors"), AFTER):
         for graph, strategy, troubles in itertools.product(("one", "chain2"), ("all", "none"), ((), dead)):
