@@ -155,7 +155,12 @@ class ReleaseOperator(BaseOperator):
         if earlier is None and getattr(context["dag_run"], "clear_number", None):
             # Healthy once, and sent back since: its deploy was not cleared with the others, so nothing of it is there.
             results |= {
-                target: now.model_copy(update={"deployed": Phase.FAILED, "reason": now.reason or SENT_BACK})
+                target: now.model_copy(
+                    update={
+                        "deployed": Phase.FAILED,
+                        "reason": SENT_BACK if now.phase is Phase.ROLLED_BACK else now.reason,
+                    }
+                )
                 for target, now in results.items()
                 if now.deployed in GOOD and now.phase not in GOOD
             }

@@ -173,6 +173,7 @@ def catalog(sandbox: Sandbox) -> dict[str, Any]:
         "settler": service("settler", rollback={"in_doubt": "reconcile"}),
         "fast": service("fast", fail_fast=True, notify=in_trouble(sandbox)),
         "back": service("back"),
+        "cleared": service("cleared"),
         "checked": service("checked"),
         "lanes": service("lanes", max_parallel=2, params={"region": {"default": "eu", "enum": ["eu", "us"]}}),
     }
@@ -219,6 +220,7 @@ RESOURCES = (
     "settler",
     "fast",
     "back",
+    "cleared",
     "checked",
     "lanes",
     "patient",

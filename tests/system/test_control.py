@@ -101,3 +101,36 @@ def test_a_release_that_waits_for_its_window_gives_way_to_a_rollback(stage: Stag
     assert f"gives way to the rollback in run {started['run_id']!r}" in result["reason"]
     assert stage.airflow.finish("patient", started["run_id"], timeout=180) == "success"
     assert stage.live("patient") == everywhere("2.0.0")
+
+
+def test_clearing_without_what_follows_is_refused_and_what_had_gone_back_is_not_counted_as_released(
+    stage: Stage,
+) -> None:
+    stage.sandbox.world.add_fault({"platform": "http", "answer": "400", "operation": "PUT .*cleared"})
+    state, result, run_id = stage.release("cleared", {"version": "2.0.0"})
+    assert (state, result["status"]) == ("failed", "rolled_back"), result
+    writes, run = stage.writes(), f"/dags/cleared/dagRuns/{run_id}"
+    # "Clear only failed": the deploy and finalize, but neither the verdict nor the rollback between them.
+    stage.airflow.api("POST", f"{run}/clear", json={"dry_run": False, "only_failed": True})
+    assert stage.airflow.finish("cleared", run_id, timeout=180) == "failed"
+    assert stage.airflow.xcom("cleared", run_id, "finalize")["status"] == "rolled_back"
+    assert (stage.writes(), stage.live("cleared")) == (writes, everywhere("1.0.0"))
+    logs = (stage.airflow.home / "logs").glob(f"*/run_id={run_id}/task_id=onprem.deploy/*")
+    assert any("cleared; clear it with everything downstream" in path.read_text() for path in logs)
+    # That deploy with all that follows: it comes up now, but the other three had gone back, so it goes back too.
+    clear = {"dry_run": False, "dag_run_id": run_id, "only_failed": False, "reset_dag_runs": True}
+    deploys = {**clear, "include_downstream": True, "task_ids": ["onprem.deploy"]}
+    stage.airflow.api("POST", "/dags/cleared/clearTaskInstances", json=deploys)
+    assert stage.airflow.finish("cleared", run_id, timeout=180) == "failed"
+    result = stage.airflow.xcom("cleared", run_id, "finalize")
+    assert (result["status"], stage.live("cleared")) == ("rolled_back", everywhere("1.0.0")), result
+    assert (
+        "aws: rolled_back (had gone back before tasks of this run were cleared; clear its deploy too)"
+        in (result["reason"])
+    )
+    # All of them: the release, once more.
+    deploys["task_ids"] = [f"{name}.deploy" for name in KINDS]
+    stage.airflow.api("POST", "/dags/cleared/clearTaskInstances", json=deploys)
+    state = stage.airflow.finish("cleared", run_id, timeout=180)
+    result = stage.airflow.xcom("cleared", run_id, "finalize")
+    assert (state, result["status"], stage.live("cleared")) == ("success", "succeeded", everywhere("2.0.0")), result
