@@ -76,6 +76,7 @@ def judge(
     dry_run: bool = False,
     refused: str = "",
     choice: Choice | None = None,
+    missed: bool = False,
     final: bool = True,
 ) -> Verdict:
     """The verdict; asked again after the rollbacks, it selects the same targets and tells how they ended.
@@ -83,13 +84,14 @@ def judge(
     :param results: by target; deploy tasks are over, so one that is still in flight died and counts as failed.
     :param refused: why nothing was started (a refused plan, a failed build), when that is so.
     :param choice: what a person picked, or its default; None: with strategy ``manual``, nothing goes back.
+    :param missed: the verdict before the rollbacks was that the policy is not met: it stays so, whatever they changed.
     :param final: False before the rollbacks: the status then says what the deploys alone came to.
     """
     marks = {name: target.critical for name, target in targets.items()}
     critical = critical_targets(marks)
     ended = [_ended(result).model_copy(update={"critical": critical[name]}) for name, result in results.items()]
     marked = any(mark is True for mark in marks.values())
-    met = not refused and (dry_run or policy_met(ended, rules.policy, any_marked=marked))
+    met = not (refused or missed) and (dry_run or policy_met(ended, rules.policy, any_marked=marked))
     picked = None if met or rules.strategy != "manual" else choice
     strategy = rules.strategy if picked is None else CHOICES[picked]
     undo = cancelled and not rules.keep_on_cancel

@@ -142,6 +142,7 @@ class ReleaseOperator(BaseOperator):
             final=final,
             refused=self._refused(context, plan, results, cancelled=cancelled),
             choice=choice or earlier.get("choice") or default,
+            missed=final and earlier.get("met") is False,
         )
 
     def _results(self, context: Context, plan: Plan | None) -> dict[str, TargetResult]:

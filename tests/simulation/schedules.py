@@ -206,6 +206,9 @@ def corners() -> Iterator[Schedule]:
     for failed, strategy, policy in itertools.product(("no_snapshot", "refused", "hangs"), STRATEGIES, POLICIES):
         for after, retries in itertools.product(("clear_deploy", "clear_alone", "clear_failed"), (0, 1)):
             yield Schedule("two", strategy, policy, (failed, "ok"), after=after, retries=retries)
+    for strategy, place in itertools.product(STRATEGIES, PLACES):
+        taken_over: dict[str, Any] = {"deploys": ("no_snapshot", "fails"), "rollbacks": ("ok", "errors")}
+        yield Schedule("failover2", strategy, **taken_over, places=(place,), retries=0, after="clear_deploy")
     for seconds, deploy in itertools.product(range(20, 120, 5), ("fails", "refused")):
         late = (Trouble(rollback_task("t1"), "journal:rolling_back", 1, "orphan", float(seconds)),)
         yield Schedule("two", "failed", "at_least", (deploy, "ok"), troubles=late, after="clear_deploy")
