@@ -125,6 +125,16 @@ class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
+    def _both(self) -> Steps[tuple[Live, Live]]:
+        """Production and slot, with no swap between the two looks."""
+        live = yield from self._live()
+        while True:
+            slot = yield from self._in_slot(self._live())
+            again = yield from self._live()
+            if _side(again) == _side(live):
+                return again, slot
+            live = again
+
     def _swapped(self) -> Steps[datetime | None]:
         """When production was last swapped with the slot, by Azure's clock."""
         status = ((yield Call("get")).value["properties"].get("slotSwapStatus")) or {}
@@ -218,23 +228,22 @@ class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
         )
 
     def _rollback(self, release: Release, snapshot: Snapshot, handle: Handle | None) -> Steps[Handle]:
-        live, ours = (yield from self._live()), self._wanted(release)
-        slot = yield from self._in_slot(self._live())
+        (live, slot), ours = (yield from self._both()), self._wanted(release)
         back = self._swapped_handle(live, release, snapshot, "rollback")
-        if (live.fx, _dump(live)) == (snapshot.data["fx"], snapshot.data["marker"]):
+        before = (snapshot.data["fx"], snapshot.data["marker"])
+        if (live.fx, _dump(live)) == before:
             if not _ours(slot, release) or slot.marker is None:
                 return back.model_copy(update={"changed": False})
             if not (yield from self._was_swapped(slot.marker)):
                 yield from self._take_back(release, slot)
-            return back
+            live, slot = yield from self._both()  # a swap may have landed just before the mark
+            if (live.fx, _dump(live)) == before:
+                return back
         if not (live.fx == ours and _ours(live, release)):
             raise self._drift(live, f"{ours!r} of release {release.release_id}, or as in the snapshot")
         if not snapshot.exists and self.config.first_deploy == "leave":
             return Handle(action="rollback", revision=live.fx, changed=False, data={"left": True})
-        if (slot.fx, _dump(slot)) != (snapshot.data["fx"], snapshot.data["marker"]):
-            live = yield from self._live()
-            if (live.fx, _dump(live)) == (snapshot.data["fx"], snapshot.data["marker"]):
-                return back  # an earlier try's swap landed while we looked
+        if (slot.fx, _dump(slot)) != before:
             raise self._drift(slot, f"{snapshot.data['fx']!r}, which ran before, in slot {self.config.slot!r}")
         yield from self._swap()
         return back.model_copy(update={"data": {**back.data, "swapping": True}})

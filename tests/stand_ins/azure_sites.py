@@ -14,6 +14,7 @@ on their own initiative, because no contract says it:
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 
@@ -164,8 +165,8 @@ class AzureWebAppSlotStandIn(_Settings):
         super().__init__(world, port=port, secret=secret)
         self.swaps: dict[str, float] = {}
         """When a swap that is under way will be done, by site."""
-        self.lands_before = ""
-        """Regular expression of the path of the next call before which a swap under way is done, whatever the time."""
+        self.lands_after: int | None = None
+        """Number of calls after which a swap under way is done, whatever the time."""
         self.swapped: dict[str, float] = {}
 
     def target(self, resource: str) -> Json:
@@ -207,8 +208,9 @@ class AzureWebAppSlotStandIn(_Settings):
         return super()._settled(site)
 
     def _resource(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, Json | str | None]:
-        if self.lands_before and re.search(self.lands_before, path):
-            self.swaps, self.lands_before = dict.fromkeys(self.swaps, self.world.now()), ""
+        if self.lands_after is not None:
+            self.swaps = dict.fromkeys(self.swaps, math.inf if self.lands_after else self.world.now())
+            self.lands_after = self.lands_after - 1 if self.lands_after else None
         for site in list(self.sites.values()):
             self._settled(site)
         name = re.search(r"/sites/([^/]+)", path)
