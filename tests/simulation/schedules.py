@@ -191,8 +191,9 @@ def singles() -> Iterator[Schedule]:
 
 
 def corners() -> Iterator[Schedule]:
-    """What no number of schedules leaves out: every trouble with the outcomes that matter most; what comes after; and
-    an orphan that writes while its run goes back, and then dies.
+    """What no number of schedules leaves out: every trouble with the outcomes that matter most; what comes after; an
+    orphan that writes while its run goes back, and then dies, or wakes up when its run is over; and a dependency that
+    dies.
     """
     for deploy, troubles in itertools.product(("ok", "fails", "unseen", "lost_for_good"), troubles_of("t1")):
         yield Schedule("one", deploys=(deploy,), troubles=troubles)
@@ -212,6 +213,17 @@ def corners() -> Iterator[Schedule]:
     for seconds, deploy in itertools.product(range(20, 120, 5), ("fails", "refused")):
         late = (Trouble(rollback_task("t1"), "journal:rolling_back", 1, "orphan", float(seconds)),)
         yield Schedule("two", "failed", "at_least", (deploy, "ok"), troubles=late, after="clear_deploy")
+    for (point, nth), seconds, strategy in itertools.product(DEPLOY_POINTS, ORPHANS, ("all", "none")):
+        awake = (Trouble(deploy_task("t1"), point, nth, "orphan", seconds),)  # nobody tries again before it wakes up
+        yield Schedule("one", strategy, troubles=awake, retries=0)
+        yield Schedule("two", strategy, deploys=("ok", "fails"), troubles=awake, retries=0)
+    for died, strategy, policy in itertools.product(("snapshot_errors", "no_snapshot"), STRATEGIES, POLICIES):
+        for graph, marks in (
+            ("chain2", (False, True)),
+            ("in3", (False, None, True)),
+            ("n4", (False, None, True, False)),
+        ):
+            yield Schedule(graph, strategy, policy, (died,), marks=marks)
     dead = (Trouble("aggregate_status", "start", 0),)
     for deploy, back, after in itertools.product(("ok", "fails", "unknown"), ("ok", "fails", "errors"), AFTER):
         for graph, strategy, troubles in itertools.product(("one", "chain2"), ("all", "none"), ((), dead)):
