@@ -43,6 +43,9 @@ _REMEDIES = {
     "literal_error": "take one of those",
     "int_type": "write a number without quotes",
     "float_type": "write a number without quotes",
+    "greater_than": "write a larger one",
+    "greater_than_equal": "write a larger one",
+    "less_than_equal": "write a smaller one",
 }
 _WORDS = {
     "dict_type": "expected a mapping; write one",
@@ -50,6 +53,7 @@ _WORDS = {
     "model_attributes_type": "expected a mapping; write one",
     "tuple_type": "expected a list; write one",
     "list_type": "expected a list; write one",
+    "too_short": "is empty; add an entry, or leave the key out",
 }
 """Where pydantic's own words name Python's types."""
 _PRESETS = frozenset({"@once", "@continuous", "@quarterly"})
@@ -156,8 +160,10 @@ def parse_service(name: object, entry: object, *, defaults: object = None, confi
 
 
 def _targets(document: object, config_type: ConfigType) -> tuple[dict[str, TargetConfig], list[str]]:
-    if not isinstance(document, Mapping) or not document:
+    if not isinstance(document, Mapping):
         return {}, [f"targets: expected a mapping with at least one target, got {_kind(document)}; add a target"]
+    if not document:
+        return {}, ["targets: is empty; add a target"]
     targets: dict[str, TargetConfig] = {}
     problems: list[str] = []
     for name, entry in document.items():
@@ -266,7 +272,11 @@ def _params(service: Service) -> list[str]:
 def lines(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -> list[str]:
     """One line per problem of a pydantic error: path, reason, remedy. Never the input itself."""
     found = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    for problem in problems:
+        size = len(problem["loc"])
+        if problem["type"] == "too_short" and any(p["loc"][:size] == problem["loc"] != p["loc"] for p in problems):
+            continue  # its entries are wrong, which leaves none
         *parents, last = map(str, problem["loc"] or ("(whole)",))
         # A union's branches stand in the path as well; an unknown key may be called like one.
         steps = [s for s in parents if not s.startswith(_BRANCHES)]
@@ -274,7 +284,10 @@ def lines(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -
             steps.append(last)
         path = _shown(".".join([prefix, *map(_shown, steps)] if prefix else map(_shown, steps)))
         if problem["type"] == "extra_forbidden":
-            guess = difflib.get_close_matches(steps[-1], _keys(model, steps[:-1]), n=1)
+            *above, key = steps
+            known = _keys(model, above)
+            inside = (f"{name}.{key}" for name in known if key in _keys(model, [*above, name]))
+            guess = difflib.get_close_matches(key, known, n=1) or [*inside]
             hint = f"did you mean {guess[0]!r}?" if guess else "remove it"
             found.append(f"{path}: unknown key; {hint}")
             continue

@@ -81,6 +81,7 @@ def test_merging_is_idempotent_and_what_is_laid_over_wins(document: Any) -> None
     [
         ({"artefact": {}}, "artefact: unknown key; did you mean 'artifact'?"),
         ({"zzz": 1}, "zzz: unknown key; remove it"),
+        ({"policy": "all"}, "policy: unknown key; did you mean 'success.policy'?"),
         ({"AtLeast": 1}, "AtLeast: unknown key"),
         ({"function-x": 1}, "function-x: unknown key"),
         ({"rollback": {"strategie": "all"}}, "rollback.strategie: unknown key; did you mean 'strategy'?"),
@@ -101,7 +102,7 @@ def test_merging_is_idempotent_and_what_is_laid_over_wins(document: Any) -> None
         ({"schedule": "@daily"}, "version: missing; a scheduled release"),
         ({"build": {"context": "."}}, "artifact.registry_conn_id: missing; a build pushes"),
         ({"targets": None}, "targets: expected a mapping with at least one target, got nothing; add a target"),
-        ({"targets": {}}, "targets: expected a mapping with at least one target, got dict"),
+        ({"targets": {}}, "targets: is empty; add a target"),
         ({"targets": ["aws"]}, "targets: expected a mapping with at least one target, got list"),
         ({"targets": {"Aws": {}}}, "targets.Aws: the name does not match"),
         ({"targets": {"aws\n": {}}}, "targets.'aws\\n': the name does not match"),
@@ -131,6 +132,14 @@ def test_merging_is_idempotent_and_what_is_laid_over_wins(document: Any) -> None
 def test_each_problem_names_its_path_and_a_remedy(change: dict[str, Any], said: str) -> None:
     found = problems(shop(**change))
     assert [p for p in found if p.startswith(said)], found
+
+
+def test_a_list_is_called_empty_only_when_it_is() -> None:
+    notify = {"notifier": "x.Notifier"}
+    (said,) = problems(shop(notify=[{**notify, "events": []}]))
+    assert said == "notify.0.events: is empty; add an entry, or leave the key out"
+    (said,) = problems(shop(notify=[{**notify, "events": ["done"]}]))
+    assert said.startswith("notify.0.events.0: Input should be 'started', ")
 
 
 @pytest.mark.parametrize("schedule", ["@once", "@continuous", "@quarterly", "@daily", "*/5 * * * *"])

@@ -35,7 +35,7 @@ def wrong(verify: object) -> str:
         ({"checks": [{"http": "shop.test/up"}]}, "verify.checks.0.http", "give a whole one"),
         ({"checks": [{"http": f"{UP}?v={{verison}}"}]}, "verify.checks.0.http", "{version}"),
         ({"checks": [{"http": UP, "status": "200"}]}, "verify.checks.0.status.0", "without quotes"),
-        ({"checks": [{"http": UP, "status": []}]}, "verify.checks.0.status", "at least 1"),
+        ({"checks": [{"http": UP, "status": []}]}, "verify.checks.0.status", "is empty; add an entry"),
         ({"checks": [{"http": UP, "json": {"path": "a b", "equals": 1}}]}, "verify.checks.0.json.path", "JSON path"),
         (
             {"checks": [{"http": UP, "json": {"path": "a", "equals": [1]}}]},

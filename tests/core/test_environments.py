@@ -95,7 +95,7 @@ def test_who_promotes_releases_what_the_other_one_built_and_asks_before() -> Non
         ),
         ({"prod": {"targets": {"gcp": {"conn_id": 1}}}}, "environments.prod.targets.gcp.conn_id: "),
         ({"prod": {"artifact": None}}, "environments.prod.artifact: Field required"),
-        ({"prod": {"targets": {"aws": None, "gcp": None}}}, "environments.prod.targets: expected a mapping with at"),
+        ({"prod": {"targets": {"aws": None, "gcp": None}}}, "environments.prod.targets: is empty; add a target"),
         ({"prod": {"inherits": "dev"}}, "environments.prod.inherits: no environment 'dev'; there are: prod"),
         ({"prod": {"promote": {"from": "dev"}}}, "environments.prod.promote.from: no environment 'dev'"),
         ({"prod": {"promote": {"bake": 1}}}, "environments.prod.promote.from: Field required"),
