@@ -13,7 +13,7 @@ from airflow_multideploy import pools
 from airflow_multideploy.core.calendar import Blocked
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
-from airflow_multideploy.core.journal import Journal, Store
+from airflow_multideploy.core.journal import Journal, Run, Store
 from airflow_multideploy.core.ledger import Ledger
 from airflow_multideploy.core.locks import locks
 from airflow_multideploy.core.models import Service
@@ -25,6 +25,7 @@ from airflow_multideploy.operators.windows import closed, platforms_of, refusal,
 from airflow_multideploy.platforms import adapter, existing
 
 NOTHING: Mapping[str, str] = {}
+NOBODY = Run(dag_id="", run_id="")
 AT_ONCE = 16
 """So many platforms are asked side by side."""
 
@@ -35,19 +36,19 @@ def preview(
     store: Store,
     *,
     made: Collection[str],
-    run_id: str = "",
+    run: Run = NOBODY,
     lacking: Mapping[str, str] = NOTHING,
 ) -> Preview:
     """What the plan would do now. A platform that does not answer is told of in it.
 
     :param store: of the service's journals and ledger.
     :param made: the pools that exist.
-    :param run_id: of the run that asks, if one does.
+    :param run: the one that asks, if one does.
     :param lacking: by name, what is live of a service that this one requires, where that is not what it requires.
     :raises SpecError: the freezes, or what is kept in the store, cannot be read.
     """
     now = time.time()
-    found = refusals(plan, service, store, made=made, run_id=run_id)
+    found = refusals(plan, service, store, made=made, run=run)
     held = closed(plan, now, platforms=platforms_of(plan))
     if held is not None and not waits(plan):
         held = Blocked(held.reason, None)  # what is not refused for it goes without those targets
@@ -114,15 +115,13 @@ def refusals(
     store: Store,
     *,
     made: Collection[str],
-    run_id: str = "",
-    clear: int = 0,
+    run: Run = NOBODY,
 ) -> list[str]:
     """Why this plan must not start: all reasons at once; none when it may.
 
     :param store: of the service's journals.
     :param made: the pools that exist.
-    :param run_id: of the run that wants to start.
-    :param clear: how often a person has cleared tasks of it.
+    :param run: the run that wants to start.
     """
     found, held = [], locks(service)
     for target in plan.selected:
@@ -135,7 +134,7 @@ def refusals(
                 "wait for ever; run `airflow multideploy init`"
             )
         kept, clock = journal(store, plan.name, target), SystemClock()
-        rollout = Rollout(platform, kept, clock, dag_id=plan.name, run_id=run_id, clear=clear)
+        rollout = Rollout(platform, kept, clock, run)
         if (why := rollout.refuse(plan.release)) is not None:
             found.append(why)
     return found

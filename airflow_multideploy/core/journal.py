@@ -6,6 +6,7 @@ comes later, on any machine, continues from it; a rollback needs nothing else.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +34,8 @@ class Phase(StrEnum):
 
 GOOD = frozenset({Phase.SUCCEEDED, Phase.UNCHANGED})
 IN_FLIGHT = frozenset({Phase.SNAPSHOTTED, Phase.DEPLOYING, Phase.VERIFYING, Phase.ROLLING_BACK})
+SKEW = 60.0
+"""Seconds by which the clocks of scheduler and workers may differ."""
 
 
 class Entry(Document):
@@ -54,6 +57,7 @@ class Entry(Document):
     :param rollout: which rollout of its run on this target this is.
     :param clear: how often a person had cleared tasks of the run when it started; a fraction more for each retry that
         a person asked for in the run itself.
+    :param due: epoch seconds from which its run was to start, which no clear changes; 0: not known.
     """
 
     service: str
@@ -85,6 +89,7 @@ class Entry(Document):
     attempt: int = Field(default=1, ge=1)
     rollout: int = Field(default=1, ge=1)
     clear: float = 0
+    due: float = 0.0
 
     @property
     def unsettled(self) -> bool:
@@ -94,6 +99,33 @@ class Entry(Document):
     def to(self, phase: Phase, **changes: Any) -> Entry:
         """A copy in another phase."""
         return self.model_copy(update={"phase": phase, **changes})
+
+    def is_of(self, run: Run) -> bool:
+        """Whether it is this run's, or that of a deleted one of the same name (see `is_of_namesake`)."""
+        return (self.dag_id, self.run_id) == (run.dag_id, run.run_id)
+
+    def is_of_namesake(self, run: Run) -> bool:
+        """Whether its run was called like this one, and deleted since."""
+        if not self.is_of(run):
+            return False
+        other = bool(self.due and run.due) and abs(self.due - run.due) > 1
+        return other or (not run.clear and (self.started_at or run.since) < run.since - SKEW)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An Airflow run.
+
+    :param clear: how often a person has cleared tasks of it; see `Entry`.
+    :param since: epoch seconds at which it began, which a clear changes; 0: not known.
+    :param due: epoch seconds from which it was to start; 0: not known.
+    """
+
+    dag_id: str
+    run_id: str
+    clear: float = 0
+    since: float = 0.0
+    due: float = 0.0
 
 
 D = TypeVar("D", bound=Document)

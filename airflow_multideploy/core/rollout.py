@@ -14,7 +14,7 @@ from typing import Any
 from airflow_multideploy.core.checks import Check
 from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, InDoubt, KnownBad, PlatformError, RolloutFailed
-from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase
+from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase, Run
 from airflow_multideploy.core.reconcile import facts
 from airflow_multideploy.core.rollback import WayBack
 from airflow_multideploy.core.wait import Clock, Watch, follow, persist
@@ -24,33 +24,26 @@ CONTINUABLE = frozenset({Phase.PENDING, Phase.SNAPSHOTTED, Phase.DEPLOYING, Phas
 
 Ask = Callable[[Check], str]
 """Asks a smoke check: why it is not good now; empty: it is good."""
-SKEW = 60.0
-"""Seconds by which the clocks of a scheduler and a worker may differ."""
 
 
 @dataclass
 class Rollout:
     """The release logic of one target.
 
-    :param dag_id: with ``run_id``: whose rollout this is.
-    :param clear: how often a person has cleared tasks of the run. A rollout that has ended starts again only after
-        that, never by a retry: Airflow also retries a task that its scheduler mistakes for a dead one.
-    :param since: epoch seconds at which the run began; 0: not known.
+    :param run: whose rollout this is. One that has ended starts again only after a person cleared tasks of the run,
+        never by a retry: Airflow also retries a task that its scheduler mistakes for a dead one.
     """
 
     platform: Platform[Any]
     journal: Journal
     clock: Clock
-    dag_id: str
-    run_id: str
-    clear: float = 0
-    since: float = 0.0
+    run: Run
 
     def refuse(self, release: Release) -> str | None:
         """Why this release must not start here, from the journal alone; None when it may. Asked before the run's first
         rollout, unless its tasks were cleared."""
         entry = self.journal.read()
-        if entry is not None and self._mine(entry) and not self.clear:
+        if entry is not None and entry.is_of(self.run) and (not self.run.clear or entry.is_of_namesake(self.run)):
             return self._namesake()
         try:
             self._check(entry, release)
@@ -210,7 +203,7 @@ class Rollout:
     def _check(self, entry: Entry | None, release: Release) -> None:
         if release.force:
             return
-        if entry is not None and entry.unsettled and not self._mine(entry):
+        if entry is not None and entry.unsettled and not entry.is_of(self.run):
             raise InDoubt(
                 f"{self.platform.name}: in doubt: {facts(entry)}; clear that run's rollback task, or look at the "
                 "target and release with force (rollback.in_doubt: reconcile settles such targets where it can)"
@@ -223,22 +216,19 @@ class Rollout:
 
     def _namesake(self) -> str:
         return (
-            f"{self.platform.name}: another run was called {self.run_id!r}, and was deleted since; its journal is not "
-            "this one's: release again with a run id that was never used"
+            f"{self.platform.name}: another run was called {self.run.run_id!r}, and was deleted since; its journal is "
+            "not this one's: release again with a run id that was never used"
         )
-
-    def _mine(self, entry: Entry) -> bool:
-        return (entry.dag_id, entry.run_id) == (self.dag_id, self.run_id)
 
     def _open(self, entry: Entry | None, release: Release) -> Entry:
         """This rollout's entry: the one an earlier attempt left, or a new one."""
-        if entry is not None and self._mine(entry):
-            if not self.clear and (entry.started_at or self.since) < self.since - SKEW:
+        if entry is not None and entry.is_of(self.run):
+            if entry.is_of_namesake(self.run):
                 raise RolloutFailed(self._namesake())
-            again = entry.clear != self.clear
+            again = entry.clear != self.run.clear
             if entry.phase in CONTINUABLE:
                 times = dict.fromkeys(("deadline", "healthy_at", "checked_at")) if again else {}
-                return entry.to(entry.phase, attempt=entry.attempt + 1, clear=self.clear, **times)
+                return entry.to(entry.phase, attempt=entry.attempt + 1, clear=self.run.clear, **times)
             if not entry.settled and entry.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):
                 raise InDoubt(
                     f"{self.platform.name}: this run's rollback is {entry.phase}; clear its rollback task first, so "
@@ -248,8 +238,10 @@ class Rollout:
                 return entry
             self._check(entry, release)
             return self._again(entry, release)
-        if entry is not None and (entry.started_at or 0.0) > self.since > 0.0:
-            raise RolloutFailed(f"{self.platform.name}: stopped: run {entry.run_id!r} came after run {self.run_id!r}")
+        if entry is not None and (entry.started_at or 0.0) > self.run.since > 0.0:
+            raise RolloutFailed(
+                f"{self.platform.name}: stopped: run {entry.run_id!r} came after run {self.run.run_id!r}"
+            )
         self._check(entry, release)
         # Forced over another run's unsettled rollout: what was there before *it* is the last state known to be good.
         return self._new(release, rollout=1, over=entry if entry is not None and entry.unsettled else None)
@@ -260,8 +252,8 @@ class Rollout:
         :param opened: what the journal held when this attempt began.
         :raises RolloutFailed: the journal says that somebody else took over, or that the run's deploys are over.
         """
-        if self.journal.closed(self.dag_id, self.run_id, self.clear):
-            raise RolloutFailed(f"{self.platform.name}: stopped: the deploys of run {self.run_id!r} are over")
+        if self.journal.closed(self.run.dag_id, self.run.run_id, self.run.clear):
+            raise RolloutFailed(f"{self.platform.name}: stopped: the deploys of run {self.run.run_id!r} are over")
         if (now := self._taken_over(entry, opened)) is not None:
             raise RolloutFailed(
                 f"{self.platform.name}: stopped: since this attempt began, the journal says {now.phase} "
@@ -274,11 +266,11 @@ class Rollout:
         :param handle: what the write answered, if it did.
         """
         now = self.journal.read()
-        if now is None or entry.snapshot is None or (self._mine(now) and now.rollout != entry.rollout):
+        if now is None or entry.snapshot is None or (now.is_of(self.run) and now.rollout != entry.rollout):
             return
         if handle is not None and not handle.changed:
             return  # it wrote nothing: what is live, and like ours, is the work of whoever took over
-        mine, going_back = self._mine(now), now.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED)
+        mine, going_back = now.is_of(self.run), now.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED)
         if mine and now.phase is Phase.ROLLED_BACK:
             back = now.back is not None and self.platform.observe(now.back).state is State.HEALTHY
             if self.journal.read() != now:  # meanwhile another run began here
@@ -294,7 +286,7 @@ class Rollout:
         now = self.journal.read()
         if now is None or now == opened:
             return None
-        ours = self._mine(now) and now.rollout == entry.rollout and now.phase in CONTINUABLE
+        ours = now.is_of(self.run) and now.rollout == entry.rollout and now.phase in CONTINUABLE
         return None if ours else now
 
     def _again(self, entry: Entry, release: Release) -> Entry:
@@ -315,14 +307,15 @@ class Rollout:
             target=self.platform.target,
             config=self.platform.config.model_dump(mode="json"),
             release=release,
-            dag_id=self.dag_id,
-            run_id=self.run_id,
+            dag_id=self.run.dag_id,
+            run_id=self.run.run_id,
             touched=over is not None,
             snapshot=over.snapshot if over else None,
             previous=over.previous if over else None,
             adrift=over.adrift or (over.ended_at if over.handle is None else None) if over else None,
             rollout=rollout,
-            clear=self.clear,
+            clear=self.run.clear,
+            due=self.run.due,
         )
 
     def _refused(self, entry: Entry, error: PlatformError, opened: Entry | None) -> None:

@@ -141,7 +141,7 @@ def overall(results: Iterable[TargetResult], *, met: bool, restore: Iterable[str
         return Status.ROLLBACK_FAILED
     if any(r.phase is Phase.UNKNOWN or r.phase in IN_FLIGHT for r in counting):
         return Status.UNKNOWN
-    if met:
+    if met and not any(r.deployed in GOOD and r.phase is Phase.ROLLED_BACK for r in counting):
         return Status.SUCCEEDED if all(r.deployed in GOOD for r in counting) else Status.DEGRADED
     touched = [r for r in counting if r.touched]
     if not touched:

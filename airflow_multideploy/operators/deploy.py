@@ -34,14 +34,15 @@ from airflow_multideploy.operators.state import (
     journal,
     journal_asset,
     not_approved,
+    own_entry,
     pull_plan,
     seen_by_trigger,
+    this_run,
 )
 from airflow_multideploy.operators.turn import rollback_behind
 from airflow_multideploy.operators.windows import closed, hold, platforms_of
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger, Siblings
-from airflow_multideploy.variables import supervised
 
 ROLLOUT = "rollout"
 """XCom key of a target's result document."""
@@ -66,12 +67,16 @@ class ConsoleLink(BaseOperatorLink):
 
 def outcome_of(context: Context, dag_id: str, service: str, target: str, task_id: str) -> TargetResult:
     """What a target came to in this run: by its journal, else by what its deploy task pushed; else it is pending."""
-    entry = journal(context, service, target).read()
+    entry = own_entry(context, dag_id, service, target)
     pushed = context["ti"].xcom_pull(task_ids=task_id, key=ROLLOUT)
     what = f"{service}/{target}: the result that {task_id} left in XCom"
     said = TargetResult.load(pushed, what=what, remedy="clear that task") if pushed else TargetResult(target=target)
-    if entry is None or (entry.dag_id, entry.run_id) != (dag_id, context["run_id"]):
-        return said
+    if entry is None:
+        later = journal(context, service, target).read() if said.touched or said.phase in GOOD else None
+        if later is None:
+            return said
+        lost = {"phase": Phase.UNKNOWN, "deployed": Phase.FAILED, "touched": False}
+        return said.model_copy(update={**lost, "reason": f"run {later.run_id!r} came after it"})
     # Cleared, and skipped this time: what it once came to no longer counts, unless something of it is left there.
     gone = entry.settled and (entry.phase is Phase.ROLLED_BACK or not entry.touched)
     return said if gone and said.phase is Phase.SKIPPED else result_of(entry, critical=True)
@@ -227,9 +232,9 @@ class DeployOperator(BaseOperator):
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Journal what the triggerer saw, and return the target's result document."""
-        entry = journal(context, self.service_name, self.target).read()
-        if entry is None or entry.run_id != context["run_id"] or entry.phase is not Phase.VERIFYING:
-            state = "nothing" if entry is None else f"{entry.phase} of run {entry.run_id!r}"
+        entry = own_entry(context, self.dag_id, self.service_name, self.target)
+        if entry is None or entry.phase is not Phase.VERIFYING:
+            state = "nothing of this run" if entry is None else entry.phase
             raise Final(f"{self.service_name}/{self.target}: the journal says {state}; somebody else took over")
         platform = adapter(dict(entry.config), service=self.service_name, target=self.target)
         return self._finish(context, self._rollout(context, platform), entry, seen_by_trigger(event, platform.name))
@@ -239,17 +244,8 @@ class DeployOperator(BaseOperator):
         self._clock.stop()
 
     def _rollout(self, context: Context, platform: Platform[Any]) -> Rollout:
-        # Under `dags test` a run begins on the date that it is given.
-        began = getattr(context["dag_run"], "start_date", None) if supervised() else None
-        return Rollout(
-            platform,
-            journal(context, self.service_name, self.target),
-            self._clock,
-            dag_id=self.dag_id,
-            run_id=context["run_id"],
-            clear=self._clear or getattr(context["dag_run"], "clear_number", None) or 0,
-            since=began.timestamp() if began is not None else 0.0,
-        )
+        run = this_run(context, self.dag_id, self._clear)
+        return Rollout(platform, journal(context, self.service_name, self.target), self._clock, run)
 
     def _finish(
         self, context: Context, rollout: Rollout, entry: Entry, seen: Observation | None = None
@@ -424,8 +420,8 @@ class DeployOperator(BaseOperator):
         return TargetResult(target=self.target, reason=why) if why else None
 
     def _result(self, context: Context) -> TargetResult:
-        entry = journal(context, self.service_name, self.target).read()
-        if entry is None or entry.run_id != context["run_id"]:
+        entry = own_entry(context, self.dag_id, self.service_name, self.target)
+        if entry is None:
             return TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED)
         return result_of(entry, critical=True)
 

@@ -30,6 +30,7 @@ from airflow_multideploy.operators.state import (
     ledger,
     new_record,
     recording,
+    this_run,
 )
 from airflow_multideploy.operators.turn import passed_over, skip
 from airflow_multideploy.operators.windows import OVERRIDE, closed, platforms_of, refusal
@@ -164,8 +165,7 @@ class PlanOperator(BaseOperator):
         self._in_time(context, plan)
         if service.rollback.in_doubt == "reconcile" and not (plan.dry_run or plan.release.force):
             self._reconcile(context, service)
-        clear = getattr(context["dag_run"], "clear_number", None) or 0
-        if found := refusals(plan, service, store, made=pools.known(), run_id=context["run_id"], clear=clear):
+        if found := refusals(plan, service, store, made=pools.known(), run=this_run(context, self.dag_id)):
             raise SpecError(found, service=self.service_name)
         return plan
 
@@ -173,7 +173,8 @@ class PlanOperator(BaseOperator):
         """Push what the release would do, for machines and for people."""
         others = context["asset_state_store"]
         missing = lacking(service, self._targets_of, lambda name: others[journal_asset(name)])
-        found = preview(plan, service, store, made=pools.known(), run_id=context["run_id"], lacking=missing)
+        run = this_run(context, self.dag_id)
+        found = preview(plan, service, store, made=pools.known(), run=run, lacking=missing)
         text = markdown(found)
         context["ti"].xcom_push(PREVIEW, found.dump())
         context["ti"].xcom_push(f"{PREVIEW}_markdown", text)

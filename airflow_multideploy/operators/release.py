@@ -30,6 +30,7 @@ from airflow_multideploy.operators.state import (
     ledger,
     new_record,
     not_approved,
+    own_entry,
     pull_plan,
     recording,
     service_asset,
@@ -39,7 +40,7 @@ from airflow_multideploy.operators.state import (
 ENDED = "deploys_ended"
 """A task that does nothing, once all deploys have ended. It is no teardown: when the run is marked failed before that,
 Airflow skips it, and so the tasks after it know."""
-SENT_BACK = "had gone back before tasks of this run were cleared; clear its deploy too"
+SENT_BACK = "had gone back before this was decided; clear its deploy too"
 REFUSED = "refused"
 """XCom key under which a plan or a build says why nothing starts."""
 
@@ -147,14 +148,17 @@ class ReleaseOperator(BaseOperator):
 
     def _results(self, context: Context, plan: Plan | None) -> dict[str, TargetResult]:
         aside = {} if plan is None else {t: plan.skipped.get(t, "") for t in self.tasks.keys() - set(plan.selected)}
+        entries = {target: self._entry(context, target) for target in aside}
         skipped = {
             target: TargetResult(target=target, phase=Phase.SKIPPED, deployed=Phase.SKIPPED, reason=why)
             for target, why in aside.items()
+            if (left := entries[target]) is None or not left.unsettled  # what this run left there before a clear
         }
         results = {target: skipped.get(target) or self._outcome(context, target) for target in self.tasks}
         earlier = self._decided(context)
-        if earlier is None and getattr(context["dag_run"], "clear_number", None):
-            # Healthy once, and sent back since: its deploy was not cleared with the others, so nothing of it is there.
+        if earlier is None:
+            # Healthy once, and sent back since: its deploy was not cleared with the others, or each rollback judged for
+            # itself, because aggregate_status had died. So nothing of it is there.
             results |= {
                 target: now.model_copy(
                     update={
@@ -179,8 +183,15 @@ class ReleaseOperator(BaseOperator):
         before = order[: order.index(self.task_id)] if self.task_id in order else order
         for task_id in reversed(before):
             if task_id and (said := context["ti"].xcom_pull(task_ids=task_id, key="return_value")):
+                if task_id != self.aggregate_task_id and not self._asked(context):
+                    continue  # skipped this time, it keeps what it said before a clear
                 return dict(said)
         return None
+
+    def _asked(self, context: Context) -> bool:
+        """Whether aggregate_status left it to a person what goes back, or left no verdict."""
+        said = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
+        return not said or Verdict.model_validate(said).asks
 
     def _stopped(self, context: Context) -> bool:
         """Whether a person stopped the run before its deploys had ended.
@@ -224,9 +235,7 @@ class ReleaseOperator(BaseOperator):
 
     def _entry(self, context: Context, target: str) -> Entry | None:
         """The target's journal entry, when it is this run's."""
-        entry = journal(context, self.service_name, target).read()
-        mine = entry is not None and (entry.dag_id, entry.run_id) == (self.dag_id, context["run_id"])
-        return entry if mine else None
+        return own_entry(context, self.dag_id, self.service_name, target)
 
     def _configs(self, context: Context, plan: Plan | None) -> dict[str, TargetConfig]:
         """By the plan; without one what the journals hold, with the dependencies that the DAG's own edges show."""

@@ -14,10 +14,11 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_multideploy.core.contract import Observation, Release
 from airflow_multideploy.core.errors import MultideployError
-from airflow_multideploy.core.journal import Journal
+from airflow_multideploy.core.journal import Entry, Journal, Run
 from airflow_multideploy.core.ledger import Approval, Ledger, Record
 from airflow_multideploy.core.plan import Plan, release_id
 from airflow_multideploy.core.wait import SystemClock
+from airflow_multideploy.variables import supervised
 
 GROUP = "multideploy"
 _STARTED_BY = {"scheduled": "schedule", "asset_triggered": "asset", "asset_materialization": "asset"}
@@ -56,6 +57,29 @@ def journal(context: Context, service: str, target: str) -> Journal:
     """The journal of one target, out of a running task."""
     store = context["asset_state_store"][journal_asset(service)]
     return Journal(store, f"{service}/{target}", prefix=f"{target}.")
+
+
+def this_run(context: Context, dag_id: str, clear: float | None = None) -> Run:
+    """The run of a running task.
+
+    :param clear: see `Run`; None: Airflow's count.
+    """
+    run: Any = context["dag_run"]
+    # Under `dags test` a run begins on the date that it is given.
+    began, due = getattr(run, "start_date", None) if supervised() else None, getattr(run, "run_after", None)
+    return Run(
+        dag_id=dag_id,
+        run_id=context["run_id"],
+        clear=clear or getattr(run, "clear_number", None) or 0,
+        since=began.timestamp() if began is not None else 0.0,
+        due=due.timestamp() if due is not None else 0.0,
+    )
+
+
+def own_entry(context: Context, dag_id: str, service: str, target: str) -> Entry | None:
+    """The target's journal entry when it is this run's; not that of a deleted run of the same name."""
+    entry, run = journal(context, service, target).read(), this_run(context, dag_id)
+    return entry if entry is not None and entry.is_of(run) and not entry.is_of_namesake(run) else None
 
 
 def ledger(context: Context, service: str) -> Ledger:

@@ -23,7 +23,7 @@ from airflow_multideploy import variables
 from airflow_multideploy.core.catalog import parse_catalog, parse_service
 from airflow_multideploy.core.contract import Release
 from airflow_multideploy.core.errors import MultideployError, SpecError
-from airflow_multideploy.core.journal import Journal
+from airflow_multideploy.core.journal import Journal, Run
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.core.plan import make_plan, release_id
 from airflow_multideploy.core.rollback import WayBack
@@ -235,7 +235,7 @@ def _recorded() -> list[dict[str, dict[str, Any]]]:
         world, store = FakeWorld(), MemoryStore()
         world.seed("shop/t1", "r.test/shop:1")
         platform, journal = world.platform("shop", "t1"), Journal(store)
-        rollout = Rollout(platform, journal, world.clock, dag_id="shop", run_id="run")
+        rollout = Rollout(platform, journal, world.clock, Run(dag_id="shop", run_id="run"))
         release = Release(service="shop", version="2", image="r.test/shop:2", release_id=release_id("shop", "run"))
         entry = rollout.begin(release)
         handle, deadline = entry.handle, entry.deadline
@@ -287,7 +287,7 @@ def interrupted(rng: random.Random) -> bool:
     release = Release(service="shop", version="3", image="r.test/shop:3", release_id=release_id("shop", run))
 
     def goes_on() -> None:
-        Rollout(platform, kept, world.clock, dag_id="shop", run_id=run).begin(release)
+        Rollout(platform, kept, world.clock, Run(dag_id="shop", run_id=run)).begin(release)
         entry = kept.read()
         if entry is not None:
             WayBack(platform, kept, world.clock).go(entry)

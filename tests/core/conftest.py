@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from airflow_multideploy.core.contract import Observation, Release
 from airflow_multideploy.core.errors import UnknownPlatform
-from airflow_multideploy.core.journal import Entry, Journal, Phase
+from airflow_multideploy.core.journal import Entry, Journal, Phase, Run
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.core.plan import release_id
 from airflow_multideploy.core.rollback import WayBack
@@ -52,6 +52,7 @@ class Bench:
         self.config: dict[str, Any] = {}
         self.clear = 0
         self.since = 0.0
+        self.due = 0.0
 
     def store(self, target: str = "t1") -> MemoryStore:
         return self.stores.setdefault(target, MemoryStore())
@@ -83,10 +84,7 @@ class Bench:
             self.platform(target),
             self.journal(target),
             self.world.clock,
-            dag_id="shop",
-            run_id=run,
-            clear=self.clear,
-            since=self.since,
+            Run(dag_id="shop", run_id=run, clear=self.clear, since=self.since, due=self.due),
         )
 
     def begin(self, version: str = "2", run: str = "run1", target: str = "t1", *, force: bool = False) -> Entry:

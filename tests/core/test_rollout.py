@@ -8,9 +8,8 @@ import pytest
 
 from airflow_multideploy.core.contract import Observation, State
 from airflow_multideploy.core.errors import Drift, InDoubt, KnownBad, PlatformError, RolloutFailed
-from airflow_multideploy.core.journal import Phase
+from airflow_multideploy.core.journal import SKEW, Phase
 from airflow_multideploy.core.rollback import LANDING, quiet_from
-from airflow_multideploy.core.rollout import SKEW
 from airflow_multideploy.testing.fake import Crash
 from tests.core.conftest import IMAGE, OLD, Bench
 
@@ -249,6 +248,18 @@ def test_a_run_id_that_a_deleted_run_had_is_refused(bench: Bench) -> None:
         bench.begin("3")
     bench.clear = 1
     assert bench.rollout().refuse(bench.release("3")) is None, "cleared, it is the same run"
+
+
+def test_a_run_id_that_a_deleted_run_had_is_refused_after_a_clear_too(bench: Bench) -> None:
+    """A clear changes when a run began, but not from when on it was due."""
+    bench.due = 1000.0
+    bench.deploy("2")
+    bench.due, bench.clear = 2000.0, 1
+    assert "another run was called 'run1'" in str(bench.rollout().refuse(bench.release("3")))
+    with pytest.raises(RolloutFailed, match="another run was called 'run1'"):
+        bench.begin("3")
+    bench.due = 1000.0
+    assert bench.rollout().refuse(bench.release("3")) is None
 
 
 @pytest.mark.parametrize(("kind", "waits"), [("lost", True), ("error", True), (None, False)])

@@ -36,6 +36,7 @@ def oracle(results: list[TargetResult], met: bool, restore: set[str]) -> str:
     failed = [r for r in selected if r.deployed not in ("succeeded", "unchanged")]
     back = [r for r in touched if r.phase == "rolled_back"]
     sent_back_unseen = [r for r in selected if r.phase == "unknown" and r.rollback_ended_at is not None]
+    met = met and not any(r in back and r.deployed in ("succeeded", "unchanged") for r in selected)
     fits = set()
     if any(r.phase == "rollback_failed" for r in selected):
         fits.add("rollback_failed")
@@ -99,6 +100,9 @@ def test_only_a_met_policy_is_green_and_never_beside_a_failed_rollback(
     if status.good:
         assert met
         assert all(r.phase not in ("rollback_failed", "unknown", "rolling_back") for r in counted(results))
+        assert not [r for r in results if r.deployed == "succeeded" and r.phase == "rolled_back"], (
+            "what went back is not there"
+        )
 
 
 def result(target: str, deployed: str, *, critical: bool = True, **more: Any) -> TargetResult:

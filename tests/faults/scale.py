@@ -20,7 +20,7 @@ from typing import Any
 
 from airflow_multideploy.core.contract import Handle, Observation, Platform, Release
 from airflow_multideploy.core.errors import MultideployError, PlatformError
-from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase
+from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase, Run
 from airflow_multideploy.core.plan import release_id
 from airflow_multideploy.core.rollback import WayBack, quiet_from
 from airflow_multideploy.core.rollout import Rollout
@@ -162,7 +162,7 @@ class Driver:
         return None
 
     def _deploy(self, job: Job, platform: Platform[Any], journal: Journal) -> None:
-        rollout = Rollout(platform, journal, self.clock, dag_id=job.resource, run_id="run")
+        rollout = Rollout(platform, journal, self.clock, Run(dag_id=job.resource, run_id="run"))
         rid = release_id(job.resource, "run")
         entry = rollout.begin(Release(service=job.resource, version="1.1.0", image=NEW, release_id=rid))
         if entry.phase is Phase.VERIFYING and entry.handle and entry.deadline:

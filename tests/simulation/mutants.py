@@ -68,11 +68,8 @@ MUTANTS = (
     Mutant(
         "XCom is trusted, the journal is not",
         (
-            (
-                DEPLOY,
-                'if entry is None or (entry.dag_id, entry.run_id) != (dag_id, context["run_id"]):',
-                "if True:",
-            ),
+            (DEPLOY, "entry = own_entry(context, dag_id, service, target)", "entry = None"),
+            (DEPLOY, "if said.touched or said.phase in GOOD else None", "if False else None"),
         ),
     ),
     Mutant(
@@ -150,7 +147,7 @@ MUTANTS = (
     Mutant("a retry starts a rollout that has ended again", ((ROLLOUT, "if not again:\n", "if False:\n"),)),
     Mutant(
         "another run's doubt is ignored",
-        ((ROLLOUT, "if entry is not None and entry.unsettled and not self._mine(entry):", "if False:"),),
+        ((ROLLOUT, "if entry is not None and entry.unsettled and not entry.is_of(self.run):", "if False:"),),
     ),
     Mutant(
         "a cleared task takes the snapshot again",
@@ -235,7 +232,7 @@ MUTANTS = (
     ),
     Mutant(
         "what went back before a clear still counts as good",
-        ((RELEASE, 'if earlier is None and getattr(context["dag_run"], "clear_number", None):', "if False:"),),
+        ((RELEASE, "        if earlier is None:\n", "        if False:\n"),),
     ),
 )
 

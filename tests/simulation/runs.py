@@ -30,6 +30,8 @@ class Task:
     tries: int = 0
     most_tries: int = 1
     xcom: dict[str, str] = field(default_factory=dict)
+    kept: MemoryStore = field(default_factory=MemoryStore)
+    """Its state store."""
     attempt: Attempt | None = None
     waiting: object = None
     came: set[str] = field(default_factory=set)
@@ -59,6 +61,7 @@ class Run:
     run_id: str
     conf: dict[str, Any]
     began: dt.datetime
+    due: dt.datetime
     tasks: dict[str, Task] = field(default_factory=dict)
     state: str = "running"
     clear_number: int = 0
@@ -80,6 +83,14 @@ class Ti:
 
     def __init__(self, airflow: SimAirflow, task: Task) -> None:
         self._airflow, self._task = airflow, task
+
+    @property
+    def try_number(self) -> int:
+        return self._task.tries
+
+    @property
+    def max_tries(self) -> int:
+        return self._task.most_tries
 
     def xcom_push(self, key: str, value: Any) -> None:
         self._task.xcom[key] = json.dumps(value)
@@ -115,9 +126,12 @@ def context_of(airflow: SimAirflow, task: Task) -> dict[str, Any]:
     return {
         "ti": Ti(airflow, task),
         "dag": run.dag,
-        "dag_run": SimpleNamespace(conf=run.conf, clear_number=run.clear_number, start_date=run.began),
+        "dag_run": SimpleNamespace(
+            conf=run.conf, clear_number=run.clear_number, start_date=run.began, run_after=run.due
+        ),
         "run_id": run.run_id,
         "params": {},
+        "task_state_store": task.kept,
         "asset_state_store": Stores(airflow, task.operator),
         "outlet_events": defaultdict(lambda: SimpleNamespace(extra=None), run.events),
     }

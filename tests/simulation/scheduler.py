@@ -139,7 +139,7 @@ class SimAirflow:
 
     def trigger(self, dag: DAG, run_id: str, conf: dict[str, Any]) -> Run:
         """A new DagRun."""
-        run = Run(dag, run_id, conf, self._now())
+        run = Run(dag, run_id, conf, self._now(), self._now())
         for operator in dag.tasks:
             run.tasks[operator.task_id] = Task(run, operator, most_tries=(operator.retries or 0) + 1)
         self.runs.append(run)
@@ -172,6 +172,11 @@ class SimAirflow:
             self._let_go(task)
             self._set(task, "failed")
             self._schedule(task.run)
+
+    def delete(self, run: Run) -> None:
+        """Delete it while nothing of it runs in a process, and with it what waits."""
+        self.runs.remove(run)
+        self._queue.clear()
 
     def clear(self, *tasks: Task, downstream: bool = True) -> None:
         """Clear tasks of one run, with everything after them or without."""

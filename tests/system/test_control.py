@@ -124,10 +124,7 @@ def test_clearing_without_what_follows_is_refused_and_what_had_gone_back_is_not_
     assert stage.airflow.finish("cleared", run_id, timeout=180) == "failed"
     result = stage.airflow.xcom("cleared", run_id, "finalize")
     assert (result["status"], stage.live("cleared")) == ("rolled_back", everywhere("1.0.0")), result
-    assert (
-        "aws: rolled_back (had gone back before tasks of this run were cleared; clear its deploy too)"
-        in (result["reason"])
-    )
+    assert "aws: rolled_back (had gone back before this was decided; clear its deploy too)" in (result["reason"])
     # All of them: the release, once more.
     deploys["task_ids"] = [f"{name}.deploy" for name in KINDS]
     stage.airflow.api("POST", "/dags/cleared/clearTaskInstances", json=deploys)
