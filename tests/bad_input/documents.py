@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
+from airflow.sdk import DAG
 
 from airflow_multideploy import variables
 from airflow_multideploy.core.catalog import parse_catalog, parse_service
@@ -332,7 +333,7 @@ def event(rng: random.Random) -> bool:
     return read(lambda: EVENTS.resume(context, spoilt), "shop/t1")
 
 
-EVENTS = DeployOperator(task_id="t1", service_name="shop", target="t1", image="r.test/shop:2")
+EVENTS = DeployOperator(task_id="t1", service_name="shop", target="t1", image="r.test/shop:2", dag=DAG("shop"))
 
 KINDS: dict[str, Callable[[random.Random], bool]] = {
     "catalog": catalog,
