@@ -65,12 +65,12 @@ def test_only_what_is_severe_enough_is_told(severity: str, told: int) -> None:
 def test_one_that_hangs_holds_up_neither_the_release_nor_the_others(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifications, "PATIENCE", 0.5)
+    monkeypatch.setattr(notifications, "PATIENCE", 3.0)
     began = time.monotonic()
     notify([settings("hangs"), settings("told")], {}, "failed", **RELEASE)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert Teller.said == ["told"]
-    assert "was not told of failed: no answer within 0.5 s" in caplog.text
+    assert "was not told of failed: no answer within 3 s" in caplog.text
 
 
 def test_one_that_fails_keeps_nobody_else_from_being_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -91,5 +91,5 @@ def test_a_dropped_call_never_has_its_effect(sandbox: Sandbox) -> None:
 
 
 def test_a_held_call_goes_on_by_itself_when_its_time_is_over(sandbox: Sandbox) -> None:
-    assert ends(hold(sandbox, "held", seconds=0.5)) == 202
+    assert ends(hold(sandbox, "held", seconds=3)) == 202
     assert image(sandbox) == NEW

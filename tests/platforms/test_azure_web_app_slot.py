@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import azure.identity.aio
@@ -46,8 +47,9 @@ class TestAzureWebAppSlot(PlatformContract):
         snapshot = self.platform(stand_in).snapshot()
         stand_in.meddle(RESOURCE, OTHER)
         handle = self.deployed(stand_in, self.release(force=True), snapshot)
-        stand_in.swaps = {site: until + 1 for site, until in stand_in.swaps.items()}  # for certain not done yet
+        stand_in.swaps = dict.fromkeys(stand_in.swaps, math.inf)
         assert self.platform(stand_in).observe(handle).state is State.PROGRESSING
+        stand_in.swaps = dict.fromkeys(stand_in.swaps, 0.0)
         assert self.wait(self.platform(stand_in), handle, "sync").state is State.HEALTHY
         assert stand_in.live(RESOURCE).image == NEW
 

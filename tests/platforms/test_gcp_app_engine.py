@@ -68,6 +68,7 @@ class TestGcpAppEngine(PlatformContract):
         platform = self.platform(stand_in)
         snapshot = platform.snapshot()
         stand_in.early = True  # it can be read before it is done
+        world.seconds = 60.0
         with pytest.raises(PlatformError, match="under way"):
             platform.deploy(self.release(), snapshot)
         with pytest.raises(PlatformError, match="under way"):
@@ -201,6 +202,7 @@ class TestGcpAppEngine(PlatformContract):
 
     def test_the_way_back_from_a_first_version_under_way_waits_for_it(self, stand_in: Any, world: World) -> None:
         stand_in.seed(RESOURCE, None)
+        world.seconds = 60.0
         platform, snapshot = self.platform(stand_in), self.platform(stand_in).snapshot()
         with pytest.raises(PlatformError, match="under way"):
             platform.deploy(self.release(), snapshot)

@@ -167,7 +167,10 @@ class TestPoorWithVersion(PlatformContract):
         assert seen.state is State.FAILED
         assert "GET /shop/version.txt says 1.0.0, expected 1.1.0" in seen.reason
 
-    def test_a_way_back_that_cannot_be_told_from_its_start_is_not_verified(self, stand_in: StandIn) -> None:
+    def test_a_way_back_that_cannot_be_told_from_its_start_is_not_verified(
+        self, stand_in: StandIn, world: World
+    ) -> None:
+        world.seconds = 60.0
         snapshot, handle, release = self.start(stand_in)
         platform = self.platform(stand_in)
         back = platform.rollback(release, snapshot, handle)

@@ -208,13 +208,14 @@ class AzureWebAppSlotStandIn(_Settings):
         return super()._settled(site)
 
     def _resource(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, Json | str | None]:
+        busy = set(self.swaps)  # a call that comes while a swap lands came while it was under way
         if self.lands_after is not None:
             self.swaps = dict.fromkeys(self.swaps, math.inf if self.lands_after else self.world.now())
             self.lands_after = self.lands_after - 1 if self.lands_after else None
         for site in list(self.sites.values()):
             self._settled(site)
         name = re.search(r"/sites/([^/]+)", path)
-        if method != "GET" and not path.endswith(("/list", "/containerlogs")) and name and name[1] in self.swaps:
+        if method != "GET" and not path.endswith(("/list", "/containerlogs")) and name and name[1] in busy:
             raise Refused(409, "Conflict", "Cannot modify this site because another operation is in progress.")
         return super()._resource(method, re.sub(r"/slots/([^/]+)", r"-\1", path), query, body)
 

@@ -93,9 +93,9 @@ def stop() -> None:
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many free ports in a row; each pytest worker looks among others."""
+    """The first of so many free ports in a row; each pytest worker looks among others, and begins anywhere in them."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    for first in range(26443 + 500 * (worker % 10), 32000, 10):
+    for first in range(26443 + 500 * (worker % 10) + 10 * (os.getpid() % 40), 32000, 10):
         socks = [socket.socket() for _ in range(count)]
         try:
             for offset, sock in enumerate(socks):

@@ -131,3 +131,29 @@ def test_clearing_without_what_follows_is_refused_and_what_had_gone_back_is_not_
     state = stage.airflow.finish("cleared", run_id, timeout=180)
     result = stage.airflow.xcom("cleared", run_id, "finalize")
     assert (state, result["status"], stage.live("cleared")) == ("success", "succeeded", everywhere("2.0.0")), result
+    # A later run comes. What has become of the earlier one's targets since, clearing it does not tell.
+    state, result, _ = stage.release("cleared", {"version": "3.0.0"})
+    assert (state, stage.live("cleared")) == ("success", everywhere("3.0.0")), result
+    stage.airflow.api("POST", "/dags/cleared/clearTaskInstances", json={**clear, "task_ids": ["finalize"]})
+    assert stage.airflow.finish("cleared", run_id, timeout=180) == "failed"
+    result = stage.airflow.xcom("cleared", run_id, "finalize")
+    assert result["status"] == "unknown"
+    assert "aws: unknown (run " in result["reason"]
+
+
+def test_a_deleted_runs_id_is_refused_and_nothing_of_that_run_is_undone(stage: Stage) -> None:
+    """Also after a clear, which changes when a run began."""
+    state, result, run_id = stage.release("cleared", {"version": "4.0.0"})
+    assert (state, stage.live("cleared")) == ("success", everywhere("4.0.0")), result
+    writes, runs = stage.writes(), "/dags/cleared/dagRuns"
+    stage.airflow.api("DELETE", f"{runs}/{run_id}")
+    conf = {"version": "5.0.0"}
+    stage.airflow.api("POST", runs, json={"dag_run_id": run_id, "logical_date": None, "conf": conf})
+    for cleared in (False, True):
+        if cleared:
+            stage.airflow.api("POST", f"{runs}/{run_id}/clear", json={"dry_run": False, "only_failed": False})
+        assert stage.airflow.finish("cleared", run_id, timeout=180) == "failed"
+        result = stage.airflow.xcom("cleared", run_id, "finalize")
+        assert (result["status"], stage.writes()) == ("not_started", writes)
+        assert f"another run was called {run_id!r}, and was deleted since" in result["reason"]
+    assert stage.live("cleared") == everywhere("4.0.0")

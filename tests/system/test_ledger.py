@@ -56,6 +56,7 @@ def test_who_released_what_why_and_how_it_ended(stage: Stage) -> None:
 
 def test_a_run_that_never_said_how_it_ended_is_interrupted_and_the_next_one_keeps_that(stage: Stage) -> None:
     stage.airflow.wait_for_dag(LOST)
+    stage.sandbox.world.add_fault({"platform": "aws_ecs", "outcome": "slow", "seconds": 30, "resource": "shop"})
     run_id = stage.airflow.trigger(LOST, {"version": "9.3.0"})
     stage.wait_until("a deploy waits", lambda: state_of(stage, run_id, "aws.deploy") == "deferred")
     (running,) = history(stage, LOST)

@@ -163,6 +163,7 @@ def test_a_lock_is_free_again_after_a_run_that_was_marked_failed_and_after_a_pro
 
 def test_a_newer_release_that_waits_supersedes_an_older_one_that_waits(stage: Stage) -> None:
     stage.airflow.wait_for_dag("newer")
+    stage.sandbox.world.add_fault({"platform": "aws_ecs", "outcome": "slow", "seconds": 15, "resource": "newer"})
     runs = [stage.airflow.trigger("newer", {"version": "2.0.0"})]
     started(stage, "newer", runs[0], "deferred")
     runs += [stage.airflow.trigger("newer", {"version": version}) for version in ("3.0.0", "4.0.0")]
