@@ -266,8 +266,11 @@ class Rollout:
         :param handle: what the write answered, if it did.
         """
         now = self.journal.read()
-        if now is None or entry.snapshot is None or (now.is_of(self.run) and now.rollout != entry.rollout):
+        if now is None or entry.snapshot is None:
             return
+        later = now.is_of(self.run) and now.rollout != entry.rollout
+        if later and now.phase is not Phase.ROLLED_BACK:
+            return  # a later rollout of this run answers for what is there
         if handle is not None and not handle.changed:
             return  # it wrote nothing: what is live, and like ours, is the work of whoever took over
         mine, going_back = now.is_of(self.run), now.phase in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED)
@@ -276,7 +279,9 @@ class Rollout:
             if self.journal.read() != now:  # meanwhile another run began here
                 self._give_way(entry, handle)
             elif not back:
-                WayBack(self.platform, self.journal, self.clock).go(now)
+                # What is to go back is ours, also where a later rollout had come, and gone back.
+                lost = now.to(now.phase, release=entry.release, handle=handle) if later else now
+                WayBack(self.platform, self.journal, self.clock).go(lost)
         elif (mine and going_back) or (not mine and _expects(now, entry.snapshot)):
             with suppress(Drift):  # what is live is not ours
                 self.platform.rollback(entry.release, entry.snapshot, handle)

@@ -164,7 +164,7 @@ class PlanOperator(BaseOperator):
         hold(self, context, plan, service, self._clock, targets_of=self._targets_of)
         self._in_time(context, plan)
         if service.rollback.in_doubt == "reconcile" and not (plan.dry_run or plan.release.force):
-            self._reconcile(context, service)
+            self._reconcile(context, plan, service)
         if found := refusals(plan, service, store, made=pools.known(), run=this_run(context, self.dag_id)):
             raise SpecError(found, service=self.service_name)
         return plan
@@ -201,9 +201,10 @@ class PlanOperator(BaseOperator):
         else:
             self.log.warning("%s: some of it will wait, or be left out: %s", plan.name, found.reason)
 
-    def _reconcile(self, context: Context, service: Service) -> None:
-        """Settle what runs that are over left in doubt; what stays so is refused afterwards, with the facts."""
-        found = doubts(context, self.service_name, service.targets)
+    def _reconcile(self, context: Context, plan: Plan, service: Service) -> None:
+        """Settle what runs that are over left in doubt where this one releases; what stays so is refused afterwards,
+        with the facts."""
+        found = doubts(context, self.service_name, plan.selected)
         for target, why in reconcile(context, self.service_name, service.targets, found, self._clock).items():
             was = facts(found[target])
             self.log.warning("%s/%s: in doubt: %s; %s", self.service_name, target, was, why or "now verified back")

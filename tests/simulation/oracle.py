@@ -195,7 +195,9 @@ class Oracle:
         if cleared > mark and self._let_go(target, cleared):
             start = cleared
         first = next((s for s in self.story.steps[start:] if s.target == target), None)
-        return None if first is None else first.value[0] if first.what == "wrote" else first.live
+        if first is None:  # nothing has happened there since
+            return next((s.live for s in reversed(self.story.steps[:start]) if s.target == target), None)
+        return first.value[0] if first.what == "wrote" else first.live
 
     def _let_go(self, target: str, mark: int) -> bool:
         kept = [s.value for s in self.story.steps[:mark] if s.target == target and s.what == "journal"]

@@ -217,6 +217,10 @@ def corners() -> Iterator[Schedule]:
         awake = (Trouble(deploy_task("t1"), point, nth, "orphan", seconds),)  # nobody tries again before it wakes up
         yield Schedule("one", strategy, troubles=awake, retries=0)
         yield Schedule("two", strategy, deploys=("ok", "fails"), troubles=awake, retries=0)
+    for seconds, bad, strategy in itertools.product(ORPHANS, ("unseen", "fails", "refused"), ("all", "dependents")):
+        awake = (Trouble(deploy_task("t1"), "deploy:before", 1, "orphan", seconds),)
+        for dies in ((), (Trouble(deploy_task("t1"), "start", 2, "fail_task"),)):  # a clear, and gone back again
+            yield Schedule("two", strategy, deploys=("ok", bad), troubles=awake + dies, retries=0, after="clear_deploy")
     for died, strategy, policy in itertools.product(("snapshot_errors", "no_snapshot"), STRATEGIES, POLICIES):
         for graph, marks in (
             ("chain2", (False, True)),
