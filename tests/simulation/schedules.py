@@ -192,8 +192,7 @@ def singles() -> Iterator[Schedule]:
 
 def corners() -> Iterator[Schedule]:
     """What no number of schedules leaves out: every trouble with the outcomes that matter most; what comes after; an
-    orphan that writes while its run goes back, and then dies, or wakes up when its run is over; and a dependency that
-    dies.
+    orphan that writes while its run goes back, and then dies, or wakes up later; and a dependency that dies.
     """
     for deploy, troubles in itertools.product(("ok", "fails", "unseen", "lost_for_good"), troubles_of("t1")):
         yield Schedule("one", deploys=(deploy,), troubles=troubles)
@@ -213,14 +212,7 @@ def corners() -> Iterator[Schedule]:
     for seconds, deploy in itertools.product(range(20, 120, 5), ("fails", "refused")):
         late = (Trouble(rollback_task("t1"), "journal:rolling_back", 1, "orphan", float(seconds)),)
         yield Schedule("two", "failed", "at_least", (deploy, "ok"), troubles=late, after="clear_deploy")
-    for (point, nth), seconds, strategy in itertools.product(DEPLOY_POINTS, ORPHANS, ("all", "none")):
-        awake = (Trouble(deploy_task("t1"), point, nth, "orphan", seconds),)  # nobody tries again before it wakes up
-        yield Schedule("one", strategy, troubles=awake, retries=0)
-        yield Schedule("two", strategy, deploys=("ok", "fails"), troubles=awake, retries=0)
-    for seconds, bad, strategy in itertools.product(ORPHANS, ("unseen", "fails", "refused"), ("all", "dependents")):
-        awake = (Trouble(deploy_task("t1"), "deploy:before", 1, "orphan", seconds),)
-        for dies in ((), (Trouble(deploy_task("t1"), "start", 2, "fail_task"),)):  # a clear, and gone back again
-            yield Schedule("two", strategy, deploys=("ok", bad), troubles=awake + dies, retries=0, after="clear_deploy")
+    yield from awakenings()
     for died, strategy, policy in itertools.product(("snapshot_errors", "no_snapshot"), STRATEGIES, POLICIES):
         for graph, marks in (
             ("chain2", (False, True)),
@@ -232,6 +224,18 @@ def corners() -> Iterator[Schedule]:
     for deploy, back, after in itertools.product(("ok", "fails", "unknown"), ("ok", "fails", "errors"), AFTER):
         for graph, strategy, troubles in itertools.product(("one", "chain2"), ("all", "none"), ((), dead)):
             yield Schedule(graph, strategy, "all", (deploy, "fails"), (back,), after=after, troubles=troubles)
+
+
+def awakenings() -> Iterator[Schedule]:
+    """A deploy that was thought dead wakes up when its run is over, or has been cleared, and gone back again."""
+    for (point, nth), seconds, strategy in itertools.product(DEPLOY_POINTS, ORPHANS, ("all", "none")):
+        awake = (Trouble(deploy_task("t1"), point, nth, "orphan", seconds),)  # nobody tries again before it wakes up
+        yield Schedule("one", strategy, troubles=awake, retries=0)
+        yield Schedule("two", strategy, deploys=("ok", "fails"), troubles=awake, retries=0)
+    for seconds, bad, strategy in itertools.product(ORPHANS, ("unseen", "fails", "refused"), ("all", "dependents")):
+        awake = (Trouble(deploy_task("t1"), "deploy:before", 1, "orphan", seconds),)
+        for dies in ((), (Trouble(deploy_task("t1"), "start", 2, "fail_task"),)):
+            yield Schedule("two", strategy, deploys=("ok", bad), troubles=awake + dies, retries=0, after="clear_deploy")
 
 
 SHORT = ("ok", "fails", "hangs", "unknown", "drift", "lost", "errors", "refused")
