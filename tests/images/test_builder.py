@@ -136,7 +136,7 @@ def test_on_kill_ends_the_build_and_starts_no_push(
 
 
 def test_an_interrupt_leaves_no_builder_behind(programs: Path, context_folder: Path, tmp_path: Path) -> None:
-    program(programs, "docker", f"echo $$ > {tmp_path}/pid; kill -ALRM $PPID; exec sleep 300")
+    program(programs, "docker", f"echo $$ > {tmp_path}/pid; (sleep 1; kill -ALRM $PPID) & exec sleep 300")
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
