@@ -173,6 +173,21 @@ def test_a_target_that_is_set_aside_after_a_clear_is_named_while_something_of_th
     assert reasons["t2"] == "shop/t2: the way back ended failed: exit code 1"
 
 
+# --- what an earlier run left in doubt -------------------------------------------------------------------------------
+
+
+def test_a_release_that_reconciles_touches_no_target_that_it_does_not_release() -> None:
+    stage = Stage("two", deploys=("fails", "fails"), rollbacks=("fails", "fails"))
+    stage.run("run1", "2")
+    left = stage.journal("t2")
+    assert (left["phase"], left["settled"]) == ("rollback_failed", False)
+    stage.world.faults.clear()
+    stage.service = play_.service_of(stage.schedule, in_doubt="reconcile")
+    run = stage.run("run2", "3", targets=["t1"])
+    assert said(run)[:2] == ("success", "succeeded")
+    assert (stage.live()["t1"], stage.journal("t2")) == ("3", left)
+
+
 # --- what a person picked before a clear ------------------------------------------------------------------------------
 
 
