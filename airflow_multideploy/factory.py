@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 from airflow.sdk import DAG, BaseOperator, Context, Param, TaskGroup, TriggerRule, get_parsing_context
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
+from airflow.utils.types import DagRunType
 
 from airflow_multideploy import variables
 from airflow_multideploy.core.catalog import is_schedule, parse_service
@@ -27,14 +29,19 @@ from airflow_multideploy.operators.build import BuildImageOperator
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.plan import PlanOperator
 from airflow_multideploy.operators.reconcile import ReconcileOperator
-from airflow_multideploy.operators.state import Final, service_asset
+from airflow_multideploy.operators.state import Final, journal_asset, service_asset
 from airflow_multideploy.operators.tail import APPROVE, finish, gates
 from airflow_multideploy.platforms import config_type
 
+_log = logging.getLogger(__name__)
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 RECONCILE_DAG, CATALOG_DAG = "multideploy_reconcile", "multideploy_catalog"
 """Stands in the list of DAGs when the catalog as a whole cannot be read."""
 PLAN, BUILD = "plan", "build"
+RUN_TYPES: Any = [kind for kind in DagRunType if kind is not DagRunType.BACKFILL_JOB]
+"""A backfill would run several releases of one service at once, whatever ``max_active_runs`` says."""
+UNTIMED = ("@once", "@continuous")
+"""Schedules that no clock has a part in."""
 RETRY_DELAY = dt.timedelta(seconds=5)
 
 
@@ -57,15 +64,24 @@ def service_dags(catalog: str | Path | None = None) -> dict[str, DAG]:
 
 def _all(catalog: str | Path | None) -> dict[str, DAG]:
     try:
+        in_flight = [key.removeprefix(variables.FROZEN) for key in variables.keys(variables.FROZEN)]
+    except SpecError as error:
+        return {CATALOG_DAG: error_dag(CATALOG_DAG, error)}  # what was parsed before stands
+    try:
         entries, defaults = _entries(catalog)
     except (SpecError, OSError) as error:
         entries, defaults = {CATALOG_DAG: error}, None
     dags = {name: _dag(name, entry, defaults, catalog) for name, entry in entries.items()}
-    for key in variables.keys(variables.FROZEN):
+    for name in in_flight:
         # A run in flight keeps its DAG as it was when it began: the scheduler drops the runs of a DAG that vanished.
-        name = key.removeprefix(variables.FROZEN)
-        if (service := variables.frozen(name)) is not None:
-            dags[name] = _dag(name, service, None)
+        try:
+            kept = variables.frozen(name)
+        except SpecError as error:
+            dags.pop(name, None)  # what was parsed before stands, and its run goes on
+            _log.error("%s; the DAG of %s is not read this time", error, name)
+            continue
+        if kept is not None and variables.under_way(name, kept.run_id):
+            dags[name] = _dag(name, kept.service, None)
     if (mode := _reconcile_mode()) != "off":
         dags[RECONCILE_DAG] = _reconcile_dag(mode, entries, defaults)
     return dags
@@ -88,8 +104,8 @@ def _uncollected() -> Iterator[None]:
 def _only(name: str, *, planning: bool, catalog: str | Path | None) -> dict[str, DAG]:
     if name == RECONCILE_DAG:
         return {name: _reconcile_dag(_reconcile_mode(), *_entries(catalog))}
-    if not planning and (service := variables.frozen(name)) is not None:
-        return {name: _dag(name, service, None)}
+    if not planning and (kept := variables.frozen(name)) is not None:
+        return {name: _dag(name, kept.service, None)}
     entry, defaults = _entry(name, catalog)
     return {} if entry is None else {name: _dag(name, entry, defaults, catalog)}
 
@@ -141,6 +157,7 @@ def service_dag(name: str, service: Service, catalog: str | Path | None = None) 
         schedule=_schedule(service),
         start_date=START,
         catchup=False,
+        allowed_run_types=RUN_TYPES,
         max_active_runs=1,
         max_active_tasks=max(16, len(service.targets)),
         tags=["multideploy", *([f"env:{service.environment}"] if service.environment else []), *service.tags],
@@ -152,7 +169,7 @@ def service_dag(name: str, service: Service, catalog: str | Path | None = None) 
             task_id=PLAN, name=name, service=service, targets_of=partial(_targets_of, catalog), **common
         )
         if service.build is not None:
-            build = BuildImageOperator(task_id=BUILD, plan_task_id=PLAN, **common)
+            build = BuildImageOperator(task_id=BUILD, plan_task_id=PLAN, service_name=name, **common)
             first >> build
             first = build
         build_id = BUILD if service.build is not None else None
@@ -192,7 +209,11 @@ def _schedule(service: Service) -> Any:
         from airflow_multideploy.timetables import WindowTimetable
 
         return WindowTimetable(service.schedule.windows.model_dump(mode="json"))
-    return service.schedule
+    if service.schedule is None or service.schedule in UNTIMED:
+        return service.schedule
+    from airflow_multideploy.timetables import CronTimetable
+
+    return CronTimetable(service.schedule, timezone="UTC")
 
 
 def _lanes(service: Service, deploys: Sequence[DeployOperator]) -> None:
@@ -359,7 +380,10 @@ class CatalogErrorOperator(BaseOperator):
 
 
 def error_dag(name: str, error: Exception) -> DAG:
-    """What a broken service shows instead of its DAG: the error, with every problem on a line."""
+    """What a broken service shows instead of its DAG: the error, with every problem on a line.
+
+    It goes on naming the service's journals, which Airflow would delete, with ledger and all, once no DAG names them.
+    """
     import re
 
     name = redact(str(name))  # a key of the catalog, which may be anything
@@ -375,5 +399,7 @@ def error_dag(name: str, error: Exception) -> DAG:
         doc_md="\n".join([f"# {name}: broken in the catalog", "", *(f"- {problem}" for problem in problems)]),
         max_active_runs=1,
     ) as dag:
-        CatalogErrorOperator(task_id="show_error", error=str(error), retries=0)
+        shown = CatalogErrorOperator(task_id="show_error", error=str(error), retries=0)
+        if dag_id == name and name not in (CATALOG_DAG, RECONCILE_DAG):
+            shown.inlets = [journal_asset(name)]
     return dag

@@ -1,4 +1,4 @@
-"""Scheduled release windows: a release whenever one opens."""
+"""When a release starts by itself: at each tick of a cron expression, or whenever a window opens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,34 @@ from typing import Any
 
 import pendulum
 from airflow.timetables.base import DagRunInfo, DataInterval, TimeRestriction, Timetable
+from airflow.timetables.trigger import CronTriggerTimetable
 
 from airflow_multideploy.core.calendar import Open, next_opening, windows_at
 from airflow_multideploy.core.windows import Windows
+
+LATE = timedelta(seconds=60)
+"""A tick to which the scheduler comes within this time is late; after that it was missed."""
+
+
+class CronTimetable(CronTriggerTimetable):
+    """A run at each tick of a cron expression.
+
+    One that was missed, because the service was not there yet, was paused, or no scheduler ran, is never made up for:
+    nobody expects a release then.
+    """
+
+    def next_dagrun_info(
+        self, *, last_automated_data_interval: DataInterval | None, restriction: TimeRestriction
+    ) -> DagRunInfo | None:
+        """The next tick; None after the DAG's end date."""
+        found = super().next_dagrun_info(
+            last_automated_data_interval=last_automated_data_interval, restriction=restriction
+        )
+        now = pendulum.now("UTC")
+        if found is None or found.run_after >= now - LATE:
+            return found
+        upcoming = self._get_next(now)
+        return None if restriction.latest is not None and restriction.latest < upcoming else DagRunInfo.exact(upcoming)
 
 
 class WindowTimetable(Timetable):

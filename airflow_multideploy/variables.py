@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from airflow_multideploy.core.catalog import split
 from airflow_multideploy.core.environments import bases, expand
-from airflow_multideploy.core.errors import SpecError
+from airflow_multideploy.core.errors import SpecError, Unreadable
 
 INDEX = "multideploy_services"
 """JSON: service name → service, or → name of its shard; or a list of names with one Variable
@@ -20,8 +20,8 @@ ONE = "multideploy_service_"
 SHARD = "multideploy_services_"
 """JSON: service name → service, for the services that the index says are in this shard: those of one team, perhaps."""
 FROZEN = "multideploy_frozen_"
-FROZEN_SECONDS = 7 * 86_400.0
-"""After so long a frozen config is a leftover of a run that was deleted, and no longer counts."""
+OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+"""States of a task that has ended."""
 
 
 def supervised() -> bool:
@@ -32,31 +32,80 @@ def supervised() -> bool:
 
 
 def get(key: str) -> str | None:
-    """A Variable's text, or None; works in tasks, in the DAG processor, under ``dags test`` and on the command line."""
-    if supervised():
-        from airflow.sdk import Variable
+    """A Variable's text, or None where there certainly is none; works in tasks, in the DAG processor, under
+    ``dags test`` and on the command line.
 
-        value = Variable.get(key, default=None)
-    else:
-        from airflow.models import Variable as Stored
+    :raises Unreadable: a secrets backend, or Airflow's API, did not say whether there is one.
+    """
+    try:
+        if supervised():
+            from airflow.sdk import Variable
 
-        value = Stored.get(key, default_var=None)
+            value = Variable.get(key, default=None)
+        else:
+            from airflow.models import Variable as Stored
+
+            value = Stored.get(key, default_var=None)
+        value = _asked_again(key) if value is None else value
+    except Exception as error:
+        why = f"cannot be read ({type(error).__name__}; Airflow's log has more), so whether it is set is not known"
+        raise Unreadable(f"Variable {key}: {why}; see that secrets backends and Airflow's API answer") from error
     return None if value is None else str(value)
 
 
+def _asked_again(key: str) -> str | None:
+    """As Airflow's own look-up, which takes a backend that does not answer for one that has no such Variable."""
+    for backend in _backends():
+        found = _asked_of_api(key) if type(backend).__name__ == "ExecutionAPISecretsBackend" else None
+        found = backend.get_variable(key=key) if found is None else found
+        if found is not None:
+            return str(found)
+    return None
+
+
+def _backends() -> Iterable[Any]:
+    if supervised():
+        from airflow.sdk.execution_time.supervisor import ensure_secrets_backend_loaded
+
+        return ensure_secrets_backend_loaded()
+    from airflow.configuration import ensure_secrets_loaded
+
+    return ensure_secrets_loaded()
+
+
+def _asked_of_api(key: str) -> str | None:
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable
+
+    answer: Any = task_runner.SUPERVISOR_COMMS.send(GetVariable(key=key))
+    if not isinstance(answer, ErrorResponse):
+        return None if answer.value is None else str(answer.value)
+    if answer.error is ErrorType.VARIABLE_NOT_FOUND:
+        return None
+    raise AirflowRuntimeError(answer)
+
+
 def keys(prefix: str) -> list[str]:
-    """Keys of Variables in the metadata database; empty where they cannot be listed."""
+    """Keys of Variables in the metadata database; empty outside tasks and the DAG processor.
+
+    :raises Unreadable: they cannot be listed.
+    """
     if not supervised():
         return []
     from airflow.sdk import Variable
 
-    return [str(key) for key in Variable.keys(prefix=prefix)]
+    try:
+        return [str(key) for key in Variable.keys(prefix=prefix)]
+    except Exception as error:
+        why = f"cannot be listed ({type(error).__name__}; Airflow's log has more)"
+        raise Unreadable(f"Variables {prefix}…: {why}; see that Airflow's API answers") from error
 
 
 def read_json(key: str) -> Any:
     """A Variable's JSON document, or None when there is no such Variable.
 
-    :raises SpecError: it is no JSON.
+    :raises SpecError: it is no JSON, or `Unreadable`.
     """
     text = get(key)
     if text is None:
@@ -80,7 +129,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_catalog() -> tuple[dict[str, Any], Any]:
     """The catalog's entries by service name, and the defaults.
 
-    :raises SpecError: the index Variable is neither a mapping nor a list of names.
+    :raises SpecError: the index Variable is neither a mapping nor a list of names, or it or the defaults are
+        `Unreadable`.
     """
     index, defaults = _index()
     document = cache(_document)
@@ -143,34 +193,60 @@ def _document(key: str) -> Any:
         return error
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """The resolved config of a service's run in flight."""
+
+    service: dict[str, Any]
+    run_id: str
+
+
 def freeze(name: str, service: Mapping[str, Any], run_id: str) -> None:
     """Keep the resolved config while a run lasts: workers build its DAG from it, whatever becomes of the catalog."""
     from airflow.sdk import Variable
 
-    document = {"service": service, "run_id": run_id, "at": time.time()}
+    document = {"service": service, "run_id": run_id}
     Variable.set(
         FROZEN + name, json.dumps(document), description=f"config of {name}'s run in flight; kept by multideploy"
     )
 
 
-def thaw(name: str) -> None:
-    """The run is over."""
+def thaw(name: str, run_id: str) -> None:
+    """The run is over: forget its config; that of another run stays.
+
+    :raises Unreadable: whose it is cannot be read.
+    """
     from airflow.sdk import Variable
 
-    Variable.delete(FROZEN + name)
+    kept = frozen(name)
+    if kept is not None and kept.run_id == run_id:
+        Variable.delete(FROZEN + name)
 
 
-def frozen(name: str) -> dict[str, Any] | None:
-    """The frozen config of a service's run in flight, or None.
+def frozen(name: str) -> Frozen | None:
+    """The frozen config of a service's run, or None; `under_way` tells whether that run is a leftover.
 
     A spoilt one counts as none: the catalog's config is the next best for that run, and no other service suffers.
+
+    :raises Unreadable: whether there is one is not known.
     """
     try:
         document = read_json(FROZEN + name)
+    except Unreadable:
+        raise
     except SpecError:
         return None
-    at = document.get("at") if isinstance(document, dict) else None
-    if not isinstance(at, int | float) or time.time() - at > FROZEN_SECONDS:
-        return None
-    service = document.get("service")
-    return service if isinstance(service, dict) else None
+    known = document if isinstance(document, dict) else {}
+    service, run_id = known.get("service"), known.get("run_id")
+    return Frozen(service, run_id) if isinstance(service, dict) and isinstance(run_id, str) else None
+
+
+def under_way(dag_id: str, run_id: str) -> bool:
+    """Whether a task of the run is still to end; also where Airflow does not say. False of a run that was deleted."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    try:
+        states = RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=[run_id])
+        return any(state not in OVER for state in states.get(run_id, {}).values())
+    except Exception:  # noqa: BLE001 - whatever it is, the run may be under way
+        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,11 +13,13 @@ from airflow_multideploy.core.catalog import parse_service
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.gate import Choice
 from airflow_multideploy.core.journal import Phase
+from airflow_multideploy.core.ledger import Approval
 from airflow_multideploy.core.status import TargetResult
 from airflow_multideploy.core.verdict import Rules, Verdict, judge
 from airflow_multideploy.factory import service_dags
 from airflow_multideploy.operators.approval import ApproveOperator, cell, markdown
-from airflow_multideploy.operators.state import not_approved
+from airflow_multideploy.operators.state import decisions, not_approved
+from airflow_multideploy.testing.fake import MemoryStore
 from tests.core.conftest import config_type, targets
 
 IMAGE = {"image": "registry.test/shop"}
@@ -108,6 +111,8 @@ def test_only_where_a_person_picks_there_is_a_task_for_it(monkeypatch: pytest.Mo
 class Ti:
     """What tasks have left in XCom."""
 
+    dag_id = "shop"
+
     def __init__(self, **left: Any) -> None:
         self.left = left
 
@@ -115,31 +120,47 @@ class Ti:
         return self.left.get(task_ids)
 
 
+def answered(*gates: str, **left: Any) -> Any:
+    """The context of a run in which that is in XCom, and for these gates in the record too."""
+    context: Any = {"ti": Ti(**left), "run_id": "run1", "asset_state_store": defaultdict(MemoryStore)}
+    for gate in gates:
+        answers = [Approval.model_validate(each) for each in left[gate]]
+        decisions(context, "shop").keep_answers(gate, answers, 0)
+    return context
+
+
+YES = {"gate": "approve", "choice": "approve", "by": "alice", "at": 1.0, "reason": ""}
+
+
 @pytest.mark.parametrize(
     ("left", "said"),
     [
-        ([{"gate": "approve", "choice": "approve", "by": "alice", "at": 1.0}], ""),
-        ([{"gate": "approve", "choice": "reject", "by": "alice", "at": 1.0}], "rejected by alice"),
-        ([{"gate": "approve", "choice": "reject", "by": "alice", "at": 1.0, "reason": "no"}], "rejected by alice: no"),
-        (
-            [{"gate": "approve", "choice": "reject", "at": 1.0, "reason": "no answer within 1 h"}],
-            "not approved: no ans",
-        ),
+        ([YES], ""),
+        ([{**YES, "choice": "reject"}], "rejected by alice"),
+        ([{**YES, "choice": "reject", "reason": "no"}], "rejected by alice: no"),
+        ([{**YES, "choice": "reject", "by": "", "reason": "no answer within 1 h"}], "not approved: no ans"),
         (None, "the approve task did not end well"),
         ([], "the approve task did not end well"),
     ],
 )
 def test_a_gate_lets_past_only_with_a_yes(left: Any, said: str) -> None:
-    context: Any = {"ti": Ti(approve=left)}
-    found = not_approved(context, ["approve"])
+    found = not_approved(answered(*["approve"] * bool(left), approve=left), "shop", ["approve"])
     assert found.startswith(said)
     assert bool(found) == bool(said)
 
 
 def test_the_gates_of_a_target_all_have_to_approve() -> None:
-    yes, no = ({"gate": "g", "choice": choice, "by": "bob", "at": 1.0} for choice in ("approve", "reject"))
-    context: Any = {"ti": Ti(**{"approve": [yes], "c.approve": [no]})}
-    assert not_approved(context, ["approve", "c.approve"]) == "rejected by bob"
+    no = {**YES, "choice": "reject", "by": "bob"}
+    context = answered("approve", "c.approve", **{"approve": [YES], "c.approve": [no]})
+    assert not_approved(context, "shop", ["approve", "c.approve"]) == "rejected by bob"
+
+
+def test_an_answer_that_only_xcom_has_is_none() -> None:
+    said = "the answer in XCom of task 'approve' is not what Airflow's question was answered: somebody changed it"
+    assert not_approved(answered(approve=[YES]), "shop", ["approve"]) == said
+    context = answered("approve", approve=[{**YES, "choice": "reject"}])
+    context["ti"] = Ti(approve=[YES])
+    assert not_approved(context, "shop", ["approve"]) == said
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_dag_for_each_environment_and_a_task_builds_only_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layout: str
 ) -> None:
     values, file = layouts(tmp_path)[layout]
-    for key, value in {"defaults": {}, **values}.items():
+    for key, value in {"defaults": {}, "frozen_shop-prod": None, **values}.items():
         monkeypatch.setenv(f"AIRFLOW_VAR_MULTIDEPLOY_{key.upper()}", json.dumps(value))
     dags = factory.service_dags(file)
     assert set(dags) == {"shop-dev", "shop-prod", "pay"}
@@ -234,6 +234,7 @@ def test_the_time_for_which_it_waits_begins_when_it_has_baked() -> None:
 
 def test_only_targets_that_run_the_release_have_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"pay": PAY}))
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_DEFAULTS", "{}")
     finalize = factory.service_dags()["pay"].get_task("finalize")
     service = parse_service("pay", PAY, config_type=config_type)
     plan = make_plan("pay", service, {"version": "2"}, dag_id="pay", run_id="x")

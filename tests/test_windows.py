@@ -34,6 +34,11 @@ def plan(*, service: dict[str, Any] | None = None, **conf: Any) -> Plan:
     return make_plan("shop", made, {"version": "1", **conf}, dag_id="shop", run_id="run1")
 
 
+@pytest.fixture(autouse=True)
+def _no_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
+    freeze(monkeypatch)
+
+
 def freeze(monkeypatch: pytest.MonkeyPatch, *freezes: object) -> None:
     monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_FREEZES", json.dumps(freezes))
 

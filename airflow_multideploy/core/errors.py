@@ -29,6 +29,10 @@ class SpecError(MultideployError, ValueError):
         super().__init__(where + "; ".join(self.problems))
 
 
+class Unreadable(SpecError):
+    """A source did not answer, so nobody knows what it holds, or whether it is there. Another try may get an answer."""
+
+
 class UnknownPlatform(MultideployError, LookupError):
     """No platform of that kind is installed, or its plugin cannot be loaded."""
 

@@ -232,9 +232,10 @@ class Ledger:
     def __init__(self, store: Store, service: str) -> None:
         self._store, self._service = store, service
 
-    def keep(self, record: Record) -> None:
+    def keep(self, record: Record) -> tuple[Listed, ...]:
         """Keep a record, in the place of an earlier one of the same release; the oldest beyond `KEPT` are dropped, and
         first those that were refused, beyond `IDLE`: a cron in a freeze must not push out what one can go back to.
+        Returns those that were dropped.
 
         A process that dies in between leaves no line of the index without its record.
         """
@@ -243,7 +244,7 @@ class Ledger:
         idle = record.status is Status.NOT_STARTED and not record.targets
         line = Listed(release_id=record.release_id, run_id=record.run_id, at=record.started_at, idle=idle)
         if line in index:
-            return
+            return ()
         others = [each for each in index if each.release_id != line.release_id]
         lines = sorted([*others, line], key=lambda each: each.at)
         refused = [each for each in lines if each.idle]
@@ -252,6 +253,7 @@ class Ledger:
         self._store.set(self.KEY, _Index(releases=tuple(each for each in lines if each not in dropped)).dump())
         for old in dropped:
             self._store.delete(self._key(old.release_id))
+        return tuple(dropped)
 
     def find(self, dag_id: str, run_id: str) -> Record | None:
         """A run's record, or None.

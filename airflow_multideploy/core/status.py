@@ -89,7 +89,8 @@ def critical_targets(marks: Mapping[str, bool | None]) -> dict[str, bool]:
 def policy_met(results: Iterable[TargetResult], policy: Policy, *, any_marked: bool) -> bool:
     """Whether the deploys reached the policy, whatever was rolled back later.
 
-    Where no critical target counts, ``critical`` asks for all that do: a run in which all failed is never good.
+    Where no critical target counts, ``critical`` asks for all that do: a run in which all failed is never good. Nor is
+    one in which all were skipped: nothing was released.
 
     :param any_marked: whether the service marks a target as critical; then a quorum needs every critical one too.
     """
@@ -98,7 +99,7 @@ def policy_met(results: Iterable[TargetResult], policy: Policy, *, any_marked: b
     criticals = [r for r in counting if r.critical]
     criticals_good = all(r.deployed in GOOD for r in criticals)
     if policy == "all" or (policy == "critical" and not criticals):
-        return len(good) == len(counting)
+        return 0 < len(good) == len(counting)
     if policy == "critical":
         return criticals_good
     if not isinstance(policy, AtLeast):

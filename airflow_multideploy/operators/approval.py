@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, Param
@@ -20,7 +20,15 @@ from airflow_multideploy.core.ledger import Approval
 from airflow_multideploy.core.plan import Plan
 from airflow_multideploy.notifications import notify
 from airflow_multideploy.operators.deploy import DeployOperator
-from airflow_multideploy.operators.state import APPROVAL, journal, journal_asset, new_record, not_approved, pull_plan
+from airflow_multideploy.operators.state import (
+    APPROVAL,
+    decisions,
+    journal,
+    journal_asset,
+    new_record,
+    not_approved,
+    pull_plan,
+)
 
 COMMENT = "comment"
 """The field of the form in which people say why."""
@@ -40,6 +48,8 @@ class Question(HITLOperator):
     """
 
     template_fields: Sequence[str] = ()
+    is_question: ClassVar[bool] = True
+    service_name: str
 
     def __init__(
         self, *, options: Sequence[str], defaults: str, timeout: float, users: Sequence[str] = (), **kwargs: Any
@@ -98,18 +108,14 @@ class Question(HITLOperator):
         )
 
     def earlier(self, context: Context) -> list[Approval]:
-        """What was chosen in earlier tries, since a person last cleared the run's tasks."""
-        kept: Any = context["task_state_store"].get(self._key(context), [])
-        return [Approval.load(each, what="an earlier answer", remedy="clear the task") for each in kept]
+        """What was chosen in earlier tries, since a person last cleared the run's tasks; by the record, which holds
+        nothing but what Airflow's own questions were answered."""
+        return list(decisions(context, self.service_name).answers(self.task_id, _clear(context)))
 
     def keep(self, context: Context, approvals: Sequence[Approval]) -> None:
-        """Keep what was chosen for later tries, and for the release's record."""
-        documents: Any = [approval.dump() for approval in approvals]
-        context["task_state_store"].set(self._key(context), documents)
-        context["ti"].xcom_push(APPROVAL, documents)
-
-    def _key(self, context: Context) -> str:
-        return f"{APPROVAL}-{getattr(context['dag_run'], 'clear_number', None) or 0}"
+        """Keep what was chosen, for later tries and for all who go by it."""
+        decisions(context, self.service_name).keep_answers(self.task_id, approvals, _clear(context))
+        context["ti"].xcom_push(APPROVAL, [approval.dump() for approval in approvals])
 
 
 class ApproveOperator(Question):
@@ -144,7 +150,7 @@ class ApproveOperator(Question):
 
     def execute(self, context: Context) -> str:
         """Ask, unless there is nothing to ask about; returns what became of it."""
-        plan = pull_plan(context, self.plan_task_id)
+        plan = pull_plan(context, self.service_name, self.plan_task_id)
         if plan is None or plan.dry_run:
             return "nobody was asked: nothing is deployed"
         targets = plan.selected
@@ -154,7 +160,7 @@ class ApproveOperator(Question):
                 raise TypeError(f"{self.deploy_task_id} is no deploy task")
             gates = [gate for gate in deploy.gates if gate != self.task_id]
             held = deploy.held(context, plan)
-            if (why := held.reason if held else not_approved(context, gates)) or held:
+            if (why := held.reason if held else not_approved(context, self.service_name, gates)) or held:
                 return f"nobody was asked: {why or 'not selected in this run'}"
             targets = (deploy.target,)
         if earlier := self.earlier(context):
@@ -167,16 +173,21 @@ class ApproveOperator(Question):
 
     def _choose(self, context: Context, approval: Approval) -> str:
         self.keep(context, [approval])
-        said = not_approved(context, [self.task_id]) or f"approved: {approval.by or approval.reason}"
+        said = not_approved(context, self.service_name, [self.task_id]) or f"approved: {approval.by or approval.reason}"
         self.log.info(said)
         return said
 
     def _put(self, context: Context, plan: Plan, targets: Sequence[str]) -> Approval:
-        release = _released(context, plan, self.build_task_id)
+        release = self._released(context, plan)
         subject = f"{release.service} {release.version}: release to {', '.join(targets)}?"
         body = self._body(context, plan, release, targets)
         told: Any = {"service": release.service, "version": release.version, "reason": release.reason}
         return self.ask(context, subject, body, notifiers=plan.service["notify"], **told)
+
+    def _released(self, context: Context, plan: Plan) -> Release:
+        """The plan's release, with the image that was built for it."""
+        built = decisions(context, self.service_name).built() if self.build_task_id else None
+        return plan.release.model_copy(update=built.model_dump() if built else {})
 
     def _body(self, context: Context, plan: Plan, release: Release, targets: Sequence[str]) -> str:
         rows = []
@@ -193,10 +204,8 @@ class ApproveOperator(Question):
         return f"{what}\n\n{markdown(rows)}"
 
 
-def _released(context: Context, plan: Plan, build_task_id: str | None) -> Release:
-    """The plan's release, with the image that was built for it."""
-    built = build_task_id and context["ti"].xcom_pull(task_ids=build_task_id)
-    return plan.release.model_copy(update={key: built[key] for key in ("image", "digest")} if built else {})
+def _clear(context: Context) -> float:
+    return getattr(context["dag_run"], "clear_number", None) or 0
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airflow_multideploy import registry
 from airflow_multideploy.builder import ImageBuilder
+from airflow_multideploy.core.decisions import Built
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.models import Build
+from airflow_multideploy.operators.state import decisions, journal_asset, pull_plan
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -94,6 +96,8 @@ class BuildImageOperator(BaseOperator):
     :param build: fields of `airflow_multideploy.core.models.Build`; None: only resolve the tag.
     :param registry_conn_id: Connection with host, login and password of the registry; None: anonymous.
     :param plan_task_id: take the four above from what this task pushed, instead of from the arguments.
+    :param service_name: take them from the record of this service instead, where ``plan_task_id`` froze them, and keep
+        there what was built.
     :raises SpecError: an argument is not what it has to be; nothing was run.
     :raises BuildFailed: with the last lines of the builder's own output, or what the registry said.
     """
@@ -109,6 +113,7 @@ class BuildImageOperator(BaseOperator):
         build: Mapping[str, Any] | None = None,
         registry_conn_id: str | None = None,
         plan_task_id: str | None = None,
+        service_name: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -119,14 +124,26 @@ class BuildImageOperator(BaseOperator):
         self.build = build
         self.registry_conn_id = registry_conn_id
         self.plan_task_id = plan_task_id
+        self.service_name = service_name
+        if service_name is not None:
+            self.inlets = [*self.inlets, journal_asset(service_name)]
         self._builder: ImageBuilder | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Make sure that the image is there; its reference and digest, see the class."""
-        if (settled := self._settled(context)) is not None:
-            self.log.info("%s: %s", settled.image, settled.skipped_reason)
-            return settled.model_dump(mode="json")
-        request = self._request(context)
+        kept = None if self.service_name is None else decisions(context, self.service_name)
+        if kept is not None:
+            kept.keep_built(None)
+        plan = self._plan(context)
+        result = self._settled(plan)
+        result = self._made(plan) if result is None else result
+        self.log.info("%s: %s", result.image, result.skipped_reason or "built and pushed")
+        if kept is not None:
+            kept.keep_built(Built(image=result.image, digest=result.digest))
+        return result.model_dump(mode="json")
+
+    def _made(self, plan: Any) -> ImageResult:
+        request = self._request(plan)
         conn = Connection.get(request.registry_conn_id) if request.registry_conn_id else None
         target = registry.connect(request.image, conn)
         registry.check_version(request.version)
@@ -138,27 +155,31 @@ class BuildImageOperator(BaseOperator):
             mask_secret(target.basic())
         if request.build is not None:
             self._builder = ImageBuilder(request.build, target, version=request.version, log=self.log.info)
-        result = make_image(request, self._builder, conn)
-        self.log.info("%s: %s", result.image, result.skipped_reason or "built and pushed")
-        return result.model_dump(mode="json")
+        return make_image(request, self._builder, conn)
 
     def on_kill(self) -> None:
         """Kill the builder with all its processes."""
         if self._builder is not None:
             self._builder.cancel()
 
-    def _settled(self, context: Context) -> ImageResult | None:
-        """What is released where there is nothing to build: in a dry run, and where the plan has the image already."""
+    def _plan(self, context: Context) -> Any:
+        """The plan as JSON; None without one."""
         if self.plan_task_id is None:
             return None
-        plan: Any = context["ti"].xcom_pull(task_ids=self.plan_task_id, map_indexes=-1)
+        if self.service_name is None:
+            return context["ti"].xcom_pull(task_ids=self.plan_task_id, map_indexes=-1)
+        plan = pull_plan(context, self.service_name, self.plan_task_id, strict=True)
+        return None if plan is None else plan.dump()
+
+    def _settled(self, plan: Any) -> ImageResult | None:
+        """What is released where there is nothing to build: in a dry run, and where the plan has the image already."""
         release = plan.get("release") if isinstance(plan, Mapping) else None
         if not release or not (plan.get("dry_run") or plan.get("rollback") or release.get("digest")):
             return None
         reason = "dry run: nothing is built" if plan.get("dry_run") else "it was built before"
         return ImageResult(image=release["image"], digest=release.get("digest"), skipped_reason=reason)
 
-    def _request(self, context: Context) -> ImageRequest:
+    def _request(self, plan: Any) -> ImageRequest:
         if self.plan_task_id is None:
             document = {
                 "image": self.image,
@@ -167,7 +188,7 @@ class BuildImageOperator(BaseOperator):
                 "registry_conn_id": self.registry_conn_id,
             }
         else:
-            document = request_of_plan(context["ti"].xcom_pull(task_ids=self.plan_task_id, map_indexes=-1))
+            document = request_of_plan(plan)
         try:
             return ImageRequest.model_validate(document)
         except ValidationError as error:

@@ -93,7 +93,7 @@ class DecideOperator(ReleaseOperator, Question):
         self._go_on(context, verdict, self.rollbacks)
 
     def _put(self, context: Context, verdict: Verdict) -> Approval:
-        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        plan = None if self.plan_task_id is None else pull_plan(context, self.service_name, self.plan_task_id)
         notifiers: Any = self._notifiers if plan is None else plan.service["notify"]
         failed = ", ".join(sorted(_failed(verdict)))
         what = f"{verdict.service} {verdict.version}:"
@@ -105,7 +105,7 @@ class DecideOperator(ReleaseOperator, Question):
     def _retry(self, context: Context, number: int) -> None:
         """Roll out again, in the order of the dependencies; what comes of it is in the journals."""
         clear = (getattr(context["dag_run"], "clear_number", None) or 0) + number * _STEP
-        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        plan = None if self.plan_task_id is None else pull_plan(context, self.service_name, self.plan_task_id)
         most: Any = plan.service.get("max_parallel") if plan is not None else None
         failed = _failed(self.judge(context, final=False))
         for wave in waves(self._configs(context, plan)):

@@ -31,6 +31,7 @@ from airflow_multideploy.operators.state import (
     Final,
     TaskClock,
     cleared_alone,
+    decisions,
     journal,
     journal_asset,
     not_approved,
@@ -72,11 +73,12 @@ def outcome_of(context: Context, dag_id: str, service: str, target: str, task_id
     what = f"{service}/{target}: the result that {task_id} left in XCom"
     said = TargetResult.load(pushed, what=what, remedy="clear that task") if pushed else TargetResult(target=target)
     if entry is None:
-        later = journal(context, service, target).read() if said.touched or said.phase in GOOD else None
-        if later is None:
+        if not (said.touched or said.phase in GOOD):
             return said
+        later = journal(context, service, target).read()
+        why = f"run {later.run_id!r} came after it" if later else f"{task_id} says so, and the record does not"
         lost = {"phase": Phase.UNKNOWN, "deployed": Phase.FAILED, "touched": False}
-        return said.model_copy(update={**lost, "reason": f"run {later.run_id!r} came after it"})
+        return said.model_copy(update={**lost, "reason": why})
     # Cleared, and skipped this time: what it once came to no longer counts, unless something of it is left there.
     gone = entry.settled and (entry.phase is Phase.ROLLED_BACK or not entry.touched)
     return said if gone and said.phase is Phase.SKIPPED else result_of(entry, critical=True)
@@ -200,8 +202,7 @@ class DeployOperator(BaseOperator):
         """Start the rollout; what is returned waits for its end, and gives the target's result document."""
         after = (task.task_id for task in self.dag.tasks if self.task_id in getattr(task, "tasks", {}).values())
         if self._clear is None and (why := cleared_alone(self, context, after)):
-            self._push(context, TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED, reason=why))
-            raise Final(f"{self.service_name}/{self.target}: {why}: else nobody judges this rollout, or takes it back")
+            self._refuse(context, why, "else nobody judges this rollout, or takes it back")
         release, config = self._resolve(context)
         try:
             platform = adapter(config, service=self.service_name, target=self.target)
@@ -210,9 +211,7 @@ class DeployOperator(BaseOperator):
             context["ti"].xcom_push(CONSOLE, platform.console_url())
             entry = rollout.begin(release)
         except (SpecError, UnknownPlatform, InDoubt, KnownBad, RolloutFailed) as error:
-            self._push(
-                context, TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED, reason=str(error))
-            )
+            self._push(context, self._failed(str(error)))
             raise Final(str(error)) from error
         except PlatformError as error:
             self._push(context, self._result(context))
@@ -321,21 +320,24 @@ class DeployOperator(BaseOperator):
         """The release and the config: from the frozen plan, or from the arguments."""
         if self.plan_task_id is None:
             return self._own_release(context), self.config
-        plan = self._plan = pull_plan(context, self.plan_task_id)
+        try:
+            plan = self._plan = pull_plan(context, self.service_name, self.plan_task_id, strict=True)
+        except SpecError as error:
+            self._refuse(context, str(error))
         if plan is None:
             raise AirflowSkipException("the plan was refused; nothing is deployed")
         held = self.held(context, plan)
-        if held is None and (why := not_approved(context, self.gates) or self._hold(context, plan)):
+        if held is None and (why := not_approved(context, self.service_name, self.gates) or self._hold(context, plan)):
             held = TargetResult(target=self.target, reason=why)
         if held is not None:
             self._push(context, held)
             raise AirflowSkipException(held.reason or "not selected in this run")
         release = plan.release
         if self.build_task_id is not None:
-            built = context["ti"].xcom_pull(task_ids=self.build_task_id, key="return_value")
-            if not built:
+            built = decisions(context, self.service_name).built()
+            if built is None:
                 raise AirflowSkipException("the build did not end well; nothing is deployed")
-            release = release.model_copy(update={"image": built["image"], "digest": built.get("digest")})
+            release = release.model_copy(update=built.model_dump())
         return release, plan.config(self.target)
 
     def _hold(self, context: Context, plan: Plan) -> str:
@@ -384,7 +386,7 @@ class DeployOperator(BaseOperator):
         """The other rollouts of this run, whose failure stops this one; None without ``fail_fast``."""
         plan = self._plan
         if plan is None and self.plan_task_id is not None:
-            plan = pull_plan(context, self.plan_task_id)
+            plan = pull_plan(context, self.service_name, self.plan_task_id)
         if plan is None or not plan.service.get("fail_fast") or self.dag is None or self._clear is not None:
             return None
         return Siblings(
@@ -421,9 +423,15 @@ class DeployOperator(BaseOperator):
 
     def _result(self, context: Context) -> TargetResult:
         entry = own_entry(context, self.dag_id, self.service_name, self.target)
-        if entry is None:
-            return TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED)
-        return result_of(entry, critical=True)
+        return self._failed() if entry is None else result_of(entry, critical=True)
+
+    def _failed(self, reason: str = "") -> TargetResult:
+        return TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED, reason=reason)
+
+    def _refuse(self, context: Context, why: str, more: str = "") -> NoReturn:
+        """Fail before anything is written."""
+        self._push(context, self._failed(why))
+        raise Final(f"{self.service_name}/{self.target}: {': '.join(filter(None, (why, more)))}")
 
     def _push(self, context: Context, result: TargetResult) -> None:
         context["ti"].xcom_push(ROLLOUT, result.dump())

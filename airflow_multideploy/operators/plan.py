@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator, Context
 
 from airflow_multideploy import pools, variables
 from airflow_multideploy.core.contract import Release
-from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
+from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError, Unreadable
 from airflow_multideploy.core.journal import Store
 from airflow_multideploy.core.ledger import Override, TargetRecord
 from airflow_multideploy.core.models import Service
@@ -26,16 +26,19 @@ from airflow_multideploy.operators.state import (
     Final,
     TaskClock,
     cleared_alone,
+    decisions,
     journal_asset,
-    ledger,
+    keep_record,
     new_record,
     recording,
     this_run,
 )
-from airflow_multideploy.operators.turn import passed_over, skip
-from airflow_multideploy.operators.windows import OVERRIDE, closed, platforms_of, refusal
+from airflow_multideploy.operators.turn import missed, passed_over, skip
+from airflow_multideploy.operators.windows import closed, platforms_of, refusal
 from airflow_multideploy.preview import lacking, poolless, preview, refusals, resolved
 
+PARSED_WITHIN, PARSED_AGAIN = 180.0, 3.0
+"""Seconds for which a run waits until the DAG processor has read the catalog again, and between two looks."""
 PREVIEW = "preview"
 """XCom key of what a dry run found; with ``_markdown`` behind it, as Markdown."""
 
@@ -77,11 +80,14 @@ class PlanOperator(BaseOperator):
         after = (task.task_id for task in self.dag.tasks if getattr(task, "plan_task_id", None) == self.task_id)
         if why := cleared_alone(self, context, after):
             raise Final(f"{self.service_name}: {why}: else nothing follows this plan")
+        kept = decisions(context, self.service_name)
+        kept.keep_plan(None)
         try:
             plan = self._plan(context)
         except MultideployError as error:
-            if isinstance(error, PlatformError) and error.retryable and context["ti"].try_number <= (self.retries or 0):
-                raise  # a registry that is busy: nothing was said yet
+            passing = isinstance(error, Unreadable) or (isinstance(error, PlatformError) and error.retryable)
+            if passing and context["ti"].try_number <= (self.retries or 0):
+                raise  # a registry that is busy, a Variable that could not be read: nothing was said yet
             context["ti"].xcom_push(REFUSED, str(error))
             self._record(context, None, refused=str(error))
             skip(f"{target}.deploy" for target in poolless(self._service))
@@ -89,6 +95,7 @@ class PlanOperator(BaseOperator):
         self._record(context, plan)
         if not plan.dry_run:
             variables.freeze(self.service_name, plan.service, context["run_id"])
+            kept.keep_plan(plan)
         for number, wave in enumerate(plan.waves, start=1):
             self.log.info("wave %d: %s", number, ", ".join(wave))
         self._tell(context, plan)
@@ -117,8 +124,9 @@ class PlanOperator(BaseOperator):
                 platforms = {target: str(plan.config(target)["platform"]) for target in plan.selected}
                 parts = tuple(TargetRecord(target=name, platform=platform) for name, platform in platforms.items())
                 kind = "rollback" if plan.rollback else "release"
-                record = record.to(targets=parts, config_hash=plan.config_hash, kind=kind)
-            ledger(context, self.service_name).keep(record)
+                past = self._overridden(context, plan)
+                record = record.to(targets=parts, config_hash=plan.config_hash, kind=kind, overrides=past)
+            keep_record(context, record)
 
     def _asked(self, context: Context) -> Release | None:
         """What a refused run wanted to release; None when it named no version, or wanted only a plan."""
@@ -159,7 +167,9 @@ class PlanOperator(BaseOperator):
             plan = resolved(plan, service, store)
         if plan.dry_run:
             self._show(context, plan, service, store)
-        if why := passed_over(context, plan, service):
+        else:
+            self._of_this_catalog(context)
+        if why := missed(context, service) or passed_over(context, plan, service):
             raise SpecError(why, service=self.service_name)
         hold(self, context, plan, service, self._clock, targets_of=self._targets_of)
         self._in_time(context, plan)
@@ -182,24 +192,54 @@ class PlanOperator(BaseOperator):
             self.log.info(line)
 
     def _in_time(self, context: Context, plan: Plan) -> None:
-        """Refuse, or say that it will be waited, where no window is open or a freeze is on; keep who overrode that.
+        """Refuse, or say that it will be waited, where no window is open or a freeze is on.
 
         What counts is the moment of the first write, so the deploys look again.
         """
-        if plan.dry_run:
-            return
         now = self._clock.time()
-        found = closed(plan.model_copy(update={"override": ""}), now, platforms=platforms_of(plan))
-        if plan.override:  # kept in any case: what it is good for may begin before the first write
-            by = getattr(context["dag_run"], "triggering_user_name", None) or ""
-            what = found.reason if found else "nothing when it was planned, and whatever came after that"
-            context["ti"].xcom_push(OVERRIDE, Override(what=what, by=by, at=now, reason=plan.override).dump())
-        elif found is None:
-            return
-        elif why := refusal(plan, now):
+        found = None if plan.dry_run else closed(plan, now, platforms=platforms_of(plan))
+        if found is not None and (why := refusal(plan, now)):
             raise SpecError(f"{why}; come back then, or give 'override' a reason", service=plan.name)
-        else:
+        if found is not None:
             self.log.warning("%s: some of it will wait, or be left out: %s", plan.name, found.reason)
+
+    def _overridden(self, context: Context, plan: Plan) -> tuple[Override, ...]:
+        """What the run's override is good for, for the record. What it will be good for may begin before the first
+        write."""
+        if not plan.override:
+            return ()
+        now, by = self._clock.time(), getattr(context["dag_run"], "triggering_user_name", None) or ""
+        try:
+            found = closed(plan.model_copy(update={"override": ""}), now, platforms=platforms_of(plan))
+            what = found.reason if found else "nothing when it was planned, and whatever came after that"
+        except SpecError as error:
+            what = str(error)
+        return (Override(what=what, by=by, at=now, reason=plan.override),)
+
+    def _of_this_catalog(self, context: Context) -> None:
+        """Wait until the run has the tasks of the catalog that it is planned by: a run that starts right after an edit
+        has those of the catalog before it, until the DAG processor has read it again.
+
+        :raises SpecError: it has not within `PARSED_WITHIN`.
+        """
+        self._forget_leftover(context)
+        until, wanted = self._clock.time() + PARSED_WITHIN, set(self.dag.task_ids)
+        while differing := wanted ^ _tasks_of(context, self.dag_id):
+            named = ", ".join(sorted(differing)[:4])
+            if self._clock.time() >= until:
+                raise SpecError(
+                    f"the catalog was changed, and after {PARSED_WITHIN:g} s this run still has the tasks of the one "
+                    f"before (they differ in {named}); see that the DAG processor reads it, and release again",
+                    service=self.service_name,
+                )
+            self.log.info("waiting until the DAG processor has read the changed catalog: %s", named)
+            self._clock.sleep(PARSED_AGAIN)
+
+    def _forget_leftover(self, context: Context) -> None:
+        """Thaw the config of a run that was deleted, or ended without its ``finalize``: the DAG is still made of it."""
+        kept, run_id = variables.frozen(self.service_name), context["run_id"]
+        if kept is not None and kept.run_id != run_id and not variables.under_way(self.dag_id, kept.run_id):
+            variables.thaw(self.service_name, kept.run_id)
 
     def _reconcile(self, context: Context, plan: Plan, service: Service) -> None:
         """Settle what runs that are over left in doubt where this one releases; what stays so is refused afterwards,
@@ -212,3 +252,10 @@ class PlanOperator(BaseOperator):
     def on_kill(self) -> None:
         """Stop waiting; what was being reconciled stays in doubt, and its journal says how far it came."""
         self._clock.stop()
+
+
+def _tasks_of(context: Context, dag_id: str) -> set[str]:
+    """Ids of the tasks that the scheduler has for this run."""
+    run_id = context["run_id"]
+    states = context["ti"].get_task_states(dag_id=dag_id, run_ids=[run_id]).get(run_id, {})
+    return {task_id for task_id, state in states.items() if str(state) != "removed"}

@@ -17,7 +17,7 @@ from airflow_multideploy.core.models import Event, Service, TargetConfig
 from airflow_multideploy.core.reconcile import facts, settle
 from airflow_multideploy.core.wait import Clock
 from airflow_multideploy.notifications import notify
-from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset, ledger, recording
+from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset, keep_record, ledger, recording
 from airflow_multideploy.platforms import adapter
 
 SERVICES_AT_ONCE = 8
@@ -62,7 +62,7 @@ def agree(context: Context, service: str, targets: Iterable[str]) -> None:
                 record = book.find(dag_id, run_id)
                 now = record and agreed(record, entries)
                 if now is not None and now != record and not _live(context, dag_id, [run_id]):
-                    book.keep(now)
+                    keep_record(context, now)
 
 
 def _live(context: Context, dag_id: str, run_ids: list[str] | None = None) -> bool:

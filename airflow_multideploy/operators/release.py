@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
@@ -12,12 +12,12 @@ from airflow_multideploy import variables
 from airflow_multideploy.core.contract import Release
 from airflow_multideploy.core.errors import ReleaseFailed
 from airflow_multideploy.core.gate import Choice
-from airflow_multideploy.core.journal import GOOD, D, Entry, Phase
-from airflow_multideploy.core.ledger import Approval, Override, TargetRecord
+from airflow_multideploy.core.journal import GOOD, Entry, Phase
+from airflow_multideploy.core.ledger import Approval, TargetRecord
 from airflow_multideploy.core.models import AtLeast, Edge, Notify, Policy, Strategy, TargetConfig
 from airflow_multideploy.core.plan import Plan
 from airflow_multideploy.core.rollout import CONTINUABLE
-from airflow_multideploy.core.status import Status, TargetResult
+from airflow_multideploy.core.status import Status, TargetResult, result_of
 from airflow_multideploy.core.verdict import Rules, Verdict, judge, table
 from airflow_multideploy.notifications import notify
 from airflow_multideploy.operators.deploy import DeployOperator, outcome_of
@@ -25,8 +25,10 @@ from airflow_multideploy.operators.promotion import tell
 from airflow_multideploy.operators.state import (
     Final,
     TaskClock,
+    decisions,
     journal,
     journal_asset,
+    keep_record,
     ledger,
     new_record,
     not_approved,
@@ -116,7 +118,7 @@ class ReleaseOperator(BaseOperator):
 
         :param choice: what a person picked; None: what this run's verdict says so far, or else the default.
         """
-        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        plan = None if self.plan_task_id is None else pull_plan(context, self.service_name, self.plan_task_id)
         results = self._results(context, plan)
         if plan is None:
             rules, default = self.rules, self.default
@@ -155,6 +157,8 @@ class ReleaseOperator(BaseOperator):
             if (left := entries[target]) is None or not left.unsettled  # what this run left there before a clear
         }
         results = {target: skipped.get(target) or self._outcome(context, target) for target in self.tasks}
+        if plan is not None and not plan.dry_run:
+            results |= self._vanished(context, plan)
         earlier = self._decided(context)
         if earlier is None:
             # Healthy once, and sent back since: its deploy was not cleared with the others, or each rollback judged for
@@ -176,6 +180,21 @@ class ReleaseOperator(BaseOperator):
                 # decided, and undone, stays decided.
                 results[was.target] = now.model_copy(update={"deployed": was.deployed, "reason": was.reason})
         return results
+
+    def _vanished(self, context: Context, plan: Plan) -> dict[str, TargetResult]:
+        """Selected targets whose task the run no longer has, because the catalog was changed under it: what the journal
+        says of their rollout, else that nobody knows."""
+        run_id, tasks = context["run_id"], list(self.tasks.values())
+        states = context["ti"].get_task_states(dag_id=self.dag_id, task_ids=tasks, run_ids=[run_id]).get(run_id, {})
+        found = {}
+        for target in plan.selected:
+            if target in self.tasks and str(states.get(self.tasks[target])) != "removed":
+                continue
+            entry = self._entry(context, target)
+            why = "the run has no task for it any more: the catalog was changed under it; look at what it runs"
+            unknown = TargetResult(target=target, phase=Phase.UNKNOWN, deployed=Phase.UNKNOWN, reason=why)
+            found[target] = unknown if entry is None else result_of(entry, critical=True)
+        return found
 
     def _decided(self, context: Context) -> dict[str, Any] | None:
         """The verdict so far, for the tasks after aggregate_status: where a person picked, the one that followed."""
@@ -216,10 +235,10 @@ class ReleaseOperator(BaseOperator):
                 return str(why)
         if self.plan_task_id is not None and plan is None:
             return f"the {self.plan_task_id} task did not end well; its log says why"
-        if self.build_task_id is not None and not context["ti"].xcom_pull(task_ids=self.build_task_id):
+        if self.build_task_id is not None and decisions(context, self.service_name).built() is None:
             return f"the {self.build_task_id} task did not end well; its log says why"
         if self.approve_task_id is not None and not (cancelled or (plan is not None and plan.dry_run)):
-            return not_approved(context, [self.approve_task_id])
+            return not_approved(context, self.service_name, [self.approve_task_id])
         return ""
 
     def _close(self, context: Context, clear: float | None = None) -> None:
@@ -240,7 +259,9 @@ class ReleaseOperator(BaseOperator):
     def _configs(self, context: Context, plan: Plan | None) -> dict[str, TargetConfig]:
         """By the plan; without one what the journals hold, with the dependencies that the DAG's own edges show."""
         if plan is not None:
-            return {target: common_config(plan.config(target)) for target in self.tasks}
+            return {
+                target: common_config(plan.config(target)) for target in {**self.tasks, **dict.fromkeys(plan.selected)}
+            }
         configs = {}
         for target, task_id in self.tasks.items():
             upstream = self.dag.get_task(task_id).upstream_task_ids if self.dag else set()
@@ -322,7 +343,7 @@ class FinalizeOperator(ReleaseOperator):
         if self._settle(context, verdict):
             verdict = self.judge(context)
         if self.plan_task_id is not None:
-            variables.thaw(self.service_name)
+            variables.thaw(self.service_name, context["run_id"])
         release = self._release(context)
         self._record(context, verdict, release)
         document = verdict.dump()
@@ -340,19 +361,18 @@ class FinalizeOperator(ReleaseOperator):
         if verdict.dry_run:
             # A task that succeeds tells all who wait for the service's asset; nothing was released.
             raise AirflowSkipException("dry run: nothing was written")
-        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        plan = None if self.plan_task_id is None else pull_plan(context, self.service_name, self.plan_task_id)
         tell(self, context, verdict, release, plan)
         return document
 
     def _release(self, context: Context) -> Release | None:
         """What this run released: by the plan, with what was built; without a plan by the journals, if they know."""
-        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        plan = None if self.plan_task_id is None else pull_plan(context, self.service_name, self.plan_task_id)
         if plan is None:
             entries = (self._entry(context, target) for target in self.tasks)
             return next((entry.release for entry in entries if entry is not None), None)
-        built = self.build_task_id and context["ti"].xcom_pull(task_ids=self.build_task_id)
-        update = {"image": built["image"], "digest": built.get("digest")} if built else {}
-        return plan.release.model_copy(update=update)
+        built = decisions(context, self.service_name).built() if self.build_task_id else None
+        return plan.release.model_copy(update=built.model_dump() if built else {})
 
     def _record(self, context: Context, verdict: Verdict, release: Release | None) -> None:
         """Close the run's record. A run that never named a version leaves none."""
@@ -378,29 +398,19 @@ class FinalizeOperator(ReleaseOperator):
                 started_at=fresh.started_at,
                 ended_at=now,
                 targets=tuple(TargetRecord.of(r, platform=platforms.get(r.target, "")) for r in parts),
-                approvals=self._left(context, "approval", Approval, record.approvals),
-                overrides=self._left(context, "override", Override, record.overrides),
+                approvals=tuple(dict.fromkeys([*record.approvals, *self._answers(context)])),
             )
-            book.keep(record)
+            keep_record(context, record)
 
-    def _left(self, context: Context, key: str, kind: type[D], known: tuple[D, ...]) -> tuple[D, ...]:
-        """What the tasks before the deploys, and gates between them, left for the record: one document each, or a list.
-
-        :param known: what the record holds already.
-        """
-        found = list(known)
-        for task_id in sorted(self.get_flat_relative_ids(upstream=True)):
-            task = self.dag and self.dag.get_task(task_id)
-            if task_id == self.decide_task_id or not isinstance(task, DeployOperator | ReleaseOperator | None):
-                left = context["ti"].xcom_pull(task_ids=task_id, key=key) or []
-                what = f"the {key} that task {task_id} left in XCom"
-                for each in left if isinstance(left, list) else [left]:
-                    with recording():  # one that is spoilt costs the record nothing else
-                        found.append(kind.load(each, what=what, remedy="clear that task"))
-        return tuple(dict.fromkeys(found))
+    def _answers(self, context: Context) -> Iterator[Approval]:
+        """What was answered at the gates before this task."""
+        for task in self.dag.tasks if self.dag else ():
+            if getattr(task, "is_question", False) and getattr(task, "service_name", None) == self.service_name:
+                with recording():  # one that is spoilt costs the record nothing else
+                    yield from decisions(context, self.service_name).answers(task.task_id)
 
     def _notify(self, context: Context, document: dict[str, Any], message: str) -> None:
-        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        plan = None if self.plan_task_id is None else pull_plan(context, self.service_name, self.plan_task_id)
         told: Any = self._notifiers if plan is None else plan.service["notify"]
         if not document["dry_run"]:
             notify(told, context, document["status"], message=message, **document)

@@ -126,7 +126,7 @@ class RollbackOperator(ReleaseOperator):
 
     def _blocked(self, context: Context, verdict: Verdict, entry: Entry) -> None:
         """No dependency goes back before its dependents."""
-        plan = None if self.plan_task_id is None else pull_plan(context, self.plan_task_id)
+        plan = None if self.plan_task_id is None else pull_plan(context, self.service_name, self.plan_task_id)
         configs = self._configs(context, plan)
         waiting = []
         for other in sorted(blockers(self.target, configs, frozenset(verdict.restore))):

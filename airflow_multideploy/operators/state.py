@@ -13,12 +13,13 @@ from airflow.sdk import Asset, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_multideploy.core.contract import Observation, Release
-from airflow_multideploy.core.errors import MultideployError
+from airflow_multideploy.core.decisions import Decisions
+from airflow_multideploy.core.errors import MultideployError, SpecError
 from airflow_multideploy.core.journal import Entry, Journal, Run
-from airflow_multideploy.core.ledger import Approval, Ledger, Record
+from airflow_multideploy.core.ledger import Ledger, Record
 from airflow_multideploy.core.plan import Plan, release_id
 from airflow_multideploy.core.wait import SystemClock
-from airflow_multideploy.variables import supervised
+from airflow_multideploy.variables import OVER, supervised
 
 GROUP = "multideploy"
 _STARTED_BY = {"scheduled": "schedule", "asset_triggered": "asset", "asset_materialization": "asset"}
@@ -119,11 +120,42 @@ def new_record(context: Context, dag_id: str, release: Release, *, now: float) -
     )
 
 
-def pull_plan(context: Context, task_id: str) -> Plan | None:
-    """The plan of this run, or None when the plan task did not get that far."""
-    document = context["ti"].xcom_pull(task_ids=task_id, key="return_value")
-    what = f"the plan that task {task_id} left in XCom"
-    return None if document is None else Plan.load(document, what=what, remedy="clear that task")
+def decisions(context: Context, service: str, run: tuple[str, str] | None = None) -> Decisions:
+    """What decides this run, out of a running task.
+
+    :param run: ids of another run's DAG, and of that run.
+    """
+    dag_id, run_id = run or (context["ti"].dag_id, context["run_id"])
+    return Decisions(context["asset_state_store"][journal_asset(service)], service, release_id(dag_id, run_id))
+
+
+def pull_plan(context: Context, service: str, task_id: str, *, strict: bool = False) -> Plan | None:
+    """The plan of this run as the record has it, or None when the plan task did not get that far.
+
+    A dry run's, which nothing follows from, is in XCom alone.
+
+    :param strict: refuse where XCom shows another one, or none can be read; else only the log tells, and what is spoilt
+        counts as none.
+    :raises SpecError: see ``strict``.
+    """
+    shown = context["ti"].xcom_pull(task_ids=task_id, key="return_value")
+    if shown is None:
+        return None
+    try:
+        plan = decisions(context, service).plan()
+    except SpecError as error:
+        if strict:
+            raise
+        _log.error("%s", error)
+        return None
+    if plan is None and isinstance(shown, dict) and shown.get("dry_run") is True:
+        return Plan.load(shown, what=f"the plan that task {task_id} left in XCom", remedy="clear that task")
+    if shown != (None if plan is None else plan.dump()):
+        why = f"the plan in XCom of task {task_id!r} is not the one that it froze: somebody changed it"
+        if strict:
+            raise SpecError(f"{why}; nothing is deployed by it, release again", service=service)
+        _log.error("%s: %s; going by the record", service, why)
+    return plan
 
 
 def seen_by_trigger(event: object, name: str) -> Observation:
@@ -135,26 +167,35 @@ def seen_by_trigger(event: object, name: str) -> Observation:
 
 
 APPROVAL = "approval"
-"""XCom key under which a gate leaves what was chosen there."""
+"""XCom key under which a gate shows what was chosen there."""
 
 
-def not_approved(context: Context, gates: Iterable[str]) -> str:
+def not_approved(context: Context, service: str, gates: Iterable[str]) -> str:
     """Why one of these gates lets nothing past, or an empty text. A gate that says nothing says no.
 
     :param gates: ids of the tasks.
     """
     for gate in gates:
-        documents: Any = context["ti"].xcom_pull(task_ids=gate, key=APPROVAL)
-        if not documents:
+        shown: Any = context["ti"].xcom_pull(task_ids=gate, key=APPROVAL)
+        if not shown:
             return f"the {gate} task did not end well; its log says why"
-        said = Approval.load(documents[-1], what=f"what task {gate} left in XCom", remedy="clear that task")
+        kept = decisions(context, service).answers(gate)
+        if shown != [each.dump() for each in kept]:
+            return (
+                f"the answer in XCom of task {gate!r} is not what Airflow's question was answered: somebody changed it"
+            )
+        said = kept[-1]
         if said.choice != "approve":
             return f"rejected by {said.by}: {said.reason}".rstrip(": ") if said.by else f"not approved: {said.reason}"
     return ""
 
 
-OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-"""States of a task that has ended."""
+def keep_record(context: Context, record: Record) -> None:
+    """Keep a release's record in the ledger, and forget what decided those that are dropped for it."""
+    book = ledger(context, record.service)
+    for old in book.keep(record):
+        kept = decisions(context, record.service, (record.dag_id, old.run_id))
+        kept.forget([task.task_id for task in context["dag"].tasks if getattr(task, "is_question", False)])
 
 
 def cleared_alone(operator: BaseOperator, context: Context, after: Iterable[str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from airflow.sdk import Context
 
@@ -12,6 +14,33 @@ from airflow_multideploy.core.models import Service
 from airflow_multideploy.core.plan import Plan, make_plan
 from airflow_multideploy.core.status import Status
 from airflow_multideploy.operators.state import ledger
+
+MISSED = 300.0
+"""Seconds after which a scheduled run that Airflow makes only then was missed."""
+
+
+def missed(context: Context, service: Service) -> str:
+    """Why a run by cron does not release: Airflow made it long after it was due, because it did not run then; an empty
+    text when it was made in time, also where it had to wait its turn since."""
+    run: Any = context["dag_run"]
+    ti: Any = context["ti"]
+    kind = getattr(run, "run_type", "")
+    if not isinstance(service.schedule, str) or getattr(kind, "value", kind) != "scheduled":
+        return ""
+    made = _made_at(ti.id)
+    if made is None or ti.try_number > 1 or run.clear_number or made <= run.run_after.timestamp() + MISSED:
+        return ""
+    due, came = (
+        datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for at in (run.run_after.timestamp(), made)
+    )
+    return (
+        f"missed: it was due at {due}, and Airflow came to it at {came}; release it by hand, or wait for the next tick"
+    )
+
+
+def _made_at(id_: UUID) -> float | None:
+    """Epoch seconds at which a task instance was made, by its id; None where that does not say."""
+    return (id_.int >> 80) / 1000 if id_.version == 7 else None
 
 
 def passed_over(context: Context, plan: Plan, service: Service) -> str:

@@ -18,8 +18,6 @@ from airflow_multideploy.operators.state import TaskClock
 
 FREEZES = "multideploy_freezes"
 """Variable: a JSON list of freezes."""
-OVERRIDE = "override"
-"""XCom key of a rule that a release was let past."""
 SHORTEST, LONGEST = 10.0, 300.0
 """Seconds of one wait: Airflow takes a task for dead that is deferred and back too soon (docs/measured.md); and what
 ends a wait early, such as a rollback that somebody asks for, is not to wait for longer."""

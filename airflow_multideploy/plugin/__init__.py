@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
-from airflow_multideploy.timetables import WindowTimetable
+from airflow_multideploy.timetables import CronTimetable, WindowTimetable
 
 
 class MultideployPlugin(AirflowPlugin):
-    """Registers the timetable of release windows, which Airflow's scheduler reads DAGs with."""
+    """Registers the timetables, which Airflow's scheduler reads DAGs with."""
 
     name = "multideploy"
-    timetables = [WindowTimetable]
+    timetables = [CronTimetable, WindowTimetable]

@@ -69,7 +69,7 @@ MUTANTS = (
         "XCom is trusted, the journal is not",
         (
             (DEPLOY, "entry = own_entry(context, dag_id, service, target)", "entry = None"),
-            (DEPLOY, "if said.touched or said.phase in GOOD else None", "if False else None"),
+            (DEPLOY, "if not (said.touched or said.phase in GOOD):", "if True:"),
         ),
     ),
     Mutant(

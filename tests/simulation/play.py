@@ -12,16 +12,15 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint
 from typing import Any, NamedTuple
 
-import airflow.sdk
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.bases.operator import ExecutorSafeguard
-from airflow.sdk.execution_time import task_runner
+from airflow.sdk.exceptions import ErrorType
+from airflow.sdk.execution_time import comms, task_runner
 
 from airflow_multideploy import factory, platforms
 from airflow_multideploy.core.catalog import parse_service
 from airflow_multideploy.core.contract import Handle, Observation, Release, Snapshot
-from airflow_multideploy.core.ledger import Ledger
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.testing.fake import Crash, FakePlatform, FakeWorld, Fault, MemoryStore
 from tests.simulation.runs import Attempt, Run, Task
@@ -63,6 +62,8 @@ class Story:
     world: FakeWorld
     steps: list[Step] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
+    """Variables for which Airflow's API answers with an error."""
     marks: dict[str, int] = field(default_factory=dict)
     """Per run, the index of its first step; and one for what came after the last."""
     met: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -179,7 +180,7 @@ class SimStore(MemoryStore):
         super().set(key, value)
         target, _, key = key.partition(".")
         attempt = _story.airflow.attempt
-        if target == Ledger.KEY:
+        if target not in _story.schedule.targets:  # the ledger, and what decides the run
             if attempt is not None:
                 _story.point(attempt, target)
             return
@@ -188,36 +189,43 @@ class SimStore(MemoryStore):
             _story.point(attempt, f"journal:{value['phase']}" if key == "journal" else key)
 
 
-class _Variables:
-    """Airflow's Variables, as tasks see them."""
+class Supervisor:
+    """What a task's supervisor answers about Variables and tasks; the SDK asks it."""
 
     @staticmethod
-    def get(key: str, default: Any = None) -> Any:
-        return _story.variables.get(key, default)
-
-    @staticmethod
-    def set(key: str, value: str, description: str = "") -> None:
-        _story.variables[key] = value
-
-    @staticmethod
-    def delete(key: str) -> None:
-        _story.variables.pop(key, None)
+    def send(message: Any) -> Any:
+        """The answer of Airflow's API."""
+        kept = _story.variables
+        if isinstance(message, comms.GetTaskStates):
+            states = _story.airflow.task_states(message.dag_id, message.run_ids or [], message.task_ids)
+            return comms.TaskStatesResult(task_states=states)
+        if isinstance(message, comms.PutVariable):
+            kept[message.key] = message.value or ""
+        elif isinstance(message, comms.DeleteVariable):
+            kept.pop(message.key, None)
+        elif message.key in _story.unreadable:
+            return comms.ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": 500})
+        elif message.key in kept:
+            return comms.VariableResult(key=message.key, value=kept[message.key])
+        else:
+            return comms.ErrorResponse(error=ErrorType.VARIABLE_NOT_FOUND)
+        return comms.OKResponse(ok=True)
 
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """The platform kind ``fake`` and the stand-in for Variables are in place; undone afterwards."""
+    """The platform kind ``fake`` and the stand-in for a task's supervisor are in place; undone afterwards."""
     point = EntryPoint("fake", f"{__name__}:SimPlatform", platforms.ENTRY_POINT_GROUP)
-    variable, test_mode = airflow.sdk.Variable, ExecutorSafeguard.test_mode
+    test_mode = ExecutorSafeguard.test_mode
     platforms.kinds()["fake"] = point
     os.environ["AIRFLOW_CONN_FAKE"] = "{}"
-    airflow.sdk.Variable, ExecutorSafeguard.test_mode = _Variables, True  # type: ignore[misc,assignment]
+    ExecutorSafeguard.test_mode = True
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(task_runner, "SUPERVISOR_COMMS", object(), raising=False)  # a task of Airflow's has one
+            patch.setattr(task_runner, "SUPERVISOR_COMMS", Supervisor(), raising=False)  # a task of Airflow's has one
             yield
     finally:
-        airflow.sdk.Variable, ExecutorSafeguard.test_mode = variable, test_mode  # type: ignore[misc]
+        ExecutorSafeguard.test_mode = test_mode
         platforms.kinds().pop("fake")
         del os.environ["AIRFLOW_CONN_FAKE"]
         platforms.platform_type.cache_clear()

@@ -98,9 +98,14 @@ class Ti:
     def xcom_pull(self, task_ids: str, key: str = "return_value") -> Any:
         return self._task.run.value(task_ids, key)
 
-    def get_task_states(self, *, dag_id: str, task_ids: list[str], run_ids: list[str]) -> dict[str, dict[str, Any]]:
-        runs = [run for run in self._airflow.runs if run.run_id in run_ids and run.dag.dag_id == dag_id]
-        return {run.run_id: {name: run.tasks[name].state for name in task_ids} for run in runs}
+    @property
+    def dag_id(self) -> str:
+        return self._task.run.dag.dag_id
+
+    def get_task_states(
+        self, *, dag_id: str, run_ids: list[str], task_ids: list[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        return self._airflow.task_states(dag_id, run_ids, task_ids)
 
     def get_dr_count(self, *, dag_id: str, states: list[str], run_ids: list[str] | None = None) -> int:
         wanted = (run for run in self._airflow.runs if run.dag.dag_id == dag_id and run.state in states)

@@ -146,6 +146,15 @@ class SimAirflow:
         self._schedule(run)
         return run
 
+    def task_states(self, dag_id: str, run_ids: list[str], task_ids: list[str] | None) -> dict[str, dict[str, Any]]:
+        """By run and task; all tasks where none is named."""
+        runs = [run for run in self.runs if run.run_id in run_ids and run.dag.dag_id == dag_id]
+        known = {run.run_id: {name: task.state for name, task in run.tasks.items()} for run in runs}
+        return {
+            run_id: {name: states[name] for name in states.keys() & set(task_ids or states)}
+            for run_id, states in known.items()
+        }
+
     def lose(self, attempt: Attempt) -> None:
         """Take an attempt for dead, whatever it goes on to do."""
         if attempt.task.attempt is attempt:
