@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_multideploy.core.errors import SpecError
+from airflow_multideploy.core.errors import SpecError, Unreadable
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.core.promotion import astray
 
@@ -82,8 +82,12 @@ def find(file: str | None) -> tuple[str, Mapping[str, Any], Any]:
             return str(path), *read_file(path)
         except OSError as error:
             raise SpecError(f"{path}: {error.strerror or error}; name a file that can be read") from error
-    if variables.get(variables.INDEX) is None:
-        # One that Airflow cannot read looks like one that is not there.
-        why = stored.unreadable() or "is not set; set it"
-        raise SpecError(f"Variable {variables.INDEX}: {why}, or name a catalog file")
+    try:
+        index = variables.get(variables.INDEX)
+    except Unreadable as error:
+        if why := stored.unreadable():
+            raise SpecError(f"Variable {variables.INDEX}: {why}, or name a catalog file") from error
+        raise
+    if index is None:
+        raise SpecError(f"Variable {variables.INDEX}: is not set; set it, or name a catalog file")
     return f"Variable {variables.INDEX}", *variables.read_catalog()

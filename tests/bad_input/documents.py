@@ -10,6 +10,7 @@ import json
 import os
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -202,7 +203,7 @@ def variable(rng: random.Random) -> bool:
         variables.INDEX: rng.choice(({"shop": SHOP}, ["shop"])),
         variables.DEFAULTS: {"owner": "x"},
         f"{variables.ONE}shop": SHOP,
-        f"{variables.FROZEN}shop": {"service": SHOP, "run_id": "r", "at": time.time()},
+        f"{variables.FROZEN}shop": {"service": SHOP, "run_id": "r"},
     }
     key = rng.choice([k for k in kept if not isinstance(kept[k], list)])
     texts = {
@@ -217,8 +218,8 @@ def variable(rng: random.Random) -> bool:
     def parse() -> None:
         entries, defaults = variables.read_catalog()
         variables.read_entry("shop")
-        if (service := variables.frozen("shop")) is not None:
-            entries["shop"] = service
+        if (kept := variables.frozen("shop")) is not None:
+            entries["shop"] = kept.service
         for name, entry in entries.items():
             assert _dag(name, entry, defaults).dag_id in (name, CATALOG_DAG)
 
@@ -297,18 +298,21 @@ def interrupted(rng: random.Random) -> bool:
 
 
 def plan(rng: random.Random) -> bool:
-    """A run's plan, as a later task pulls it from XCom."""
+    """A run's plan, as a later task pulls it from the record; in XCom it may be another one."""
     service: Service = parse_service("shop", SHOP, config_type=config_type)
     made = make_plan("shop", service, CONF, dag_id="shop", run_id="r").dump()
-    document = bent(rng, made, json_only=True)
+    document, store, strict = bent(rng, made, json_only=True), MemoryStore(), rng.random() < 0.5
+    shown = document if rng.random() < 0.7 else bent(rng, made, json_only=True)
+    store.set(f"plan.{release_id('shop', 'run')}", document)
+    ti = SimpleNamespace(xcom_pull=lambda **_: shown, dag_id="shop")
+    context: Any = {"ti": ti, "run_id": "run", "asset_state_store": defaultdict(lambda: store)}
 
     def pull() -> None:
-        ti = SimpleNamespace(xcom_pull=lambda **_: document)
-        found: Any = pull_plan({"ti": ti}, "plan")  # type: ignore[typeddict-item]
+        found: Any = pull_plan(context, "shop", "plan", strict=strict)
         for target in found.selected if found else ():
             found.config(target)
 
-    return read(pull, "plan")
+    return read(pull, "shop")
 
 
 def event(rng: random.Random) -> bool:

@@ -17,7 +17,7 @@ from airflow_multideploy.testing.fake import MemoryStore
 if TYPE_CHECKING:
     from tests.simulation.scheduler import SimAirflow
 
-FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed"})
+FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
 
 @dataclass(eq=False)

@@ -155,6 +155,11 @@ class SimAirflow:
             for run_id, states in known.items()
         }
 
+    def parsed(self, run: Run, tasks: dict[str, Task]) -> None:
+        """The DAG processor has read the catalog: the run has these tasks too."""
+        run.tasks |= tasks
+        self._schedule(run)
+
     def lose(self, attempt: Attempt) -> None:
         """Take an attempt for dead, whatever it goes on to do."""
         if attempt.task.attempt is attempt:
@@ -260,7 +265,8 @@ class SimAirflow:
             self.over(run)
 
     def _consider(self, task: Task) -> None:
-        states = [task.run.tasks[name].state for name in task.operator.upstream_task_ids]
+        known = task.run.tasks
+        states = [known[name].state for name in task.operator.upstream_task_ids if name in known]
         if task.operator.trigger_rule == "all_success" and not all(s == "success" for s in states):
             if any(s in ("failed", "upstream_failed") for s in states):
                 self._set(task, "upstream_failed")
@@ -313,7 +319,7 @@ class SimAirflow:
             self._finish(task, "skipped")
         elif isinstance(error, DownstreamTasksSkipped):
             for name in error.tasks:
-                if task.run.tasks[name].state not in ("running", "success", "failed"):
+                if name in task.run.tasks and task.run.tasks[name].state not in ("running", "success", "failed"):
                     self._set(task.run.tasks[name], "skipped")
             self._finish(task, "success")
         elif isinstance(error, AirflowFailException):
