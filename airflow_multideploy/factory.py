@@ -261,6 +261,8 @@ def _reconcile_dag(mode: str, entries: Mapping[str, Any], defaults: Any) -> DAG:
                 f"[multideploy] reconcile_schedule: is {schedule!r}; set a cron expression, such as */10 * * * *"
             ),
         )
+    if isinstance(unreadable := entries.get(CATALOG_DAG), Exception):
+        return error_dag(RECONCILE_DAG, unreadable)  # of no service it could say that nothing is in doubt
     services = {}
     for name, entry in entries.items():
         with suppress(Exception):  # a broken service has a DAG of its own that shows its error

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from airflow.sdk import DAG, TaskGroup
 
-from airflow_multideploy.factory import RECONCILE_DAG, service_dags
+from airflow_multideploy.core.catalog import parse_service
+from airflow_multideploy.factory import CATALOG_DAG, RECONCILE_DAG, service_dags
+from airflow_multideploy.operators import turn
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.tail import finish
+from airflow_multideploy.platforms import config_type
+from airflow_multideploy.timetables import CronTimetable
 
 SHOP = {"artifact": {"image": "registry.test/shop"}, "targets": {"dc1": {"platform": "http", "conn_id": "dc1"}}}
 
@@ -132,3 +139,51 @@ def test_a_copy_of_a_task_is_killed_for_itself() -> None:
     _, deploy = by_hand("copied")
     copy.deepcopy(deploy).on_kill()
     deploy._clock.check()
+
+
+# --- what stands in for what cannot be read
+
+
+def test_a_broken_service_goes_on_naming_its_journals_which_airflow_would_delete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = {**SHOP, "sucess": {"policy": "all"}}
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"shop": broken, "cart": 7}))
+    dags = service_dags()
+    for name in ("shop", "cart"):
+        assert dags[name].description.startswith("BROKEN: ")
+        assert [asset.name for task in dags[name].tasks for asset in task.inlets] == [f"{name}/journal"]
+
+
+def test_a_catalog_that_cannot_be_read_is_no_reason_to_say_that_nothing_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", "{")
+    monkeypatch.setenv("AIRFLOW__MULTIDEPLOY__RECONCILE", "report")
+    dags = service_dags()
+    assert set(dags) == {CATALOG_DAG, RECONCILE_DAG}
+    for dag in dags.values():
+        assert dag.description.startswith("BROKEN: Variable multideploy_services: is no JSON")
+
+
+def test_no_backfill_and_no_tick_that_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    daily = {**SHOP, "schedule": "0 10 * * *", "version": "1"}
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"shop": daily}))
+    dag = service_dags()["shop"]
+    assert dag.allowed_run_types is not None
+    assert "backfill" not in {kind.value for kind in dag.allowed_run_types}
+    assert {"manual", "scheduled", "asset_triggered"} <= {kind.value for kind in dag.allowed_run_types}
+    assert isinstance(dag.timetable, CronTimetable)
+
+
+@pytest.mark.parametrize(("late", "missed"), [(10, False), (3600, True)])
+def test_a_run_that_airflow_makes_long_after_it_was_due_releases_nothing(late: float, missed: bool) -> None:
+    due = datetime(2026, 11, 24, 10, tzinfo=UTC)
+    made = UUID(int=int((due.timestamp() + late) * 1000) << 80 | 7 << 76 | 2 << 62)
+    run = SimpleNamespace(run_type="scheduled", run_after=due, clear_number=0)
+    context: Any = {"dag_run": run, "ti": SimpleNamespace(id=made, try_number=1)}
+    daily = parse_service("shop", {**SHOP, "schedule": "0 10 * * *", "version": "1"}, config_type=config_type)
+    said = "missed: it was due at 2026-11-24T10:00:00+00:00, and Airflow came to it at 2026-11-24T11:00:00+00:00"
+    assert turn.missed(context, daily).startswith(said) is missed
+    run.run_type = "manual"
+    assert turn.missed(context, daily) == ""

@@ -20,6 +20,7 @@ from airflow_multideploy.core.errors import (
     RolloutFailed,
     SpecError,
     UnknownPlatform,
+    Unreadable,
 )
 from airflow_multideploy.core.journal import GOOD, Entry, Phase
 from airflow_multideploy.core.models import Edge
@@ -44,12 +45,15 @@ from airflow_multideploy.operators.turn import rollback_behind
 from airflow_multideploy.operators.windows import closed, hold, platforms_of
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger, Siblings
+from airflow_multideploy.variables import OVER
 
 ROLLOUT = "rollout"
 """XCom key of a target's result document."""
 CONSOLE = "console_url"
 EVERYBODYS = "default_pool"
 """Airflow's own pool, in which a task runs that names none."""
+EARLY = 3.0
+"""Seconds between two looks at a deploy that has to end first."""
 LONG = 60.0
 """Seconds of a bake for which no worker is held, whichever try of the task it is."""
 
@@ -203,7 +207,13 @@ class DeployOperator(BaseOperator):
         after = (task.task_id for task in self.dag.tasks if self.task_id in getattr(task, "tasks", {}).values())
         if self._clear is None and (why := cleared_alone(self, context, after)):
             self._refuse(context, why, "else nobody judges this rollout, or takes it back")
-        release, config = self._resolve(context)
+        try:
+            release, config = self._resolve(context)
+        except Unreadable as error:
+            self._push(context, self._failed(str(error)))
+            raise  # another try may read it
+        except SpecError as error:
+            self._refuse(context, str(error))
         try:
             platform = adapter(config, service=self.service_name, target=self.target)
             rollout = self._rollout(context, platform)
@@ -320,10 +330,7 @@ class DeployOperator(BaseOperator):
         """The release and the config: from the frozen plan, or from the arguments."""
         if self.plan_task_id is None:
             return self._own_release(context), self.config
-        try:
-            plan = self._plan = pull_plan(context, self.service_name, self.plan_task_id, strict=True)
-        except SpecError as error:
-            self._refuse(context, str(error))
+        plan = self._plan = pull_plan(context, self.service_name, self.plan_task_id, strict=True)
         if plan is None:
             raise AirflowSkipException("the plan was refused; nothing is deployed")
         held = self.held(context, plan)
@@ -410,6 +417,7 @@ class DeployOperator(BaseOperator):
             if edge.target not in (*plan.selected, *plan.skipped):
                 continue
             task_id = next(t.task_id for t in self.upstream_list if getattr(t, "target", None) == edge.target)
+            self._await(context, task_id)
             ended = outcome_of(context, self.dag_id, self.service_name, edge.target, task_id).phase
             outcome = "succeeded" if ended in GOOD else "skipped" if ended is Phase.SKIPPED else "failed"
             if edge.when == outcome or (edge.when == "completed" and outcome != "skipped"):
@@ -420,6 +428,14 @@ class DeployOperator(BaseOperator):
         siblings = self._siblings(context)
         why = siblings.why() if siblings else ""
         return TargetResult(target=self.target, reason=why) if why else None
+
+    def _await(self, context: Context, task_id: str) -> None:
+        """Wait for the end of a deploy that this one depends on: Airflow may have started this one too early, by a
+        catalog that had no such edge yet."""
+        run_id, ask = context["run_id"], context["ti"].get_task_states
+        while str(ask(dag_id=self.dag_id, task_ids=[task_id], run_ids=[run_id])[run_id].get(task_id)) not in OVER:
+            self.log.info("waiting for %s, on which this target depends by the catalog of now", task_id)
+            self._clock.sleep(EARLY)
 
     def _result(self, context: Context) -> TargetResult:
         entry = own_entry(context, self.dag_id, self.service_name, self.target)

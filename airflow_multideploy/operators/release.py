@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_multideploy import variables
 from airflow_multideploy.core.contract import Release
-from airflow_multideploy.core.errors import ReleaseFailed
+from airflow_multideploy.core.errors import ReleaseFailed, Unreadable
 from airflow_multideploy.core.gate import Choice
 from airflow_multideploy.core.journal import GOOD, Entry, Phase
 from airflow_multideploy.core.ledger import Approval, TargetRecord
@@ -343,7 +343,7 @@ class FinalizeOperator(ReleaseOperator):
         if self._settle(context, verdict):
             verdict = self.judge(context)
         if self.plan_task_id is not None:
-            variables.thaw(self.service_name, context["run_id"])
+            self._thaw(context)
         release = self._release(context)
         self._record(context, verdict, release)
         document = verdict.dump()
@@ -364,6 +364,13 @@ class FinalizeOperator(ReleaseOperator):
         plan = None if self.plan_task_id is None else pull_plan(context, self.service_name, self.plan_task_id)
         tell(self, context, verdict, release, plan)
         return document
+
+    def _thaw(self, context: Context) -> None:
+        """Let go of the frozen config. One that stays is a leftover, which no longer counts."""
+        try:
+            variables.thaw(self.service_name, context["run_id"])
+        except Unreadable as error:
+            self.log.warning("%s", error)
 
     def _release(self, context: Context) -> Release | None:
         """What this run released: by the plan, with what was built; without a plan by the journals, if they know."""

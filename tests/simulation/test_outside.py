@@ -172,6 +172,21 @@ def test_a_run_whose_tasks_stay_those_of_another_catalog_is_refused() -> None:
     assert stage.live() == {"t1": "1", "t2": "1"}
 
 
+def test_a_deploy_that_airflow_starts_before_what_it_depends_on_waits_for_it() -> None:
+    """By a catalog that had no such edge yet: the tasks are the same, so the plan sees no difference."""
+    stage = Stage("chain2")
+
+    def started(run: Run) -> None:
+        run.tasks["t2.deploy"].state = "queued"
+        stage.airflow.at(0.5, lambda: stage.airflow._start(run.tasks["t2.deploy"]))
+
+    when(stage, "t1.deploy", started)
+    run = stage.run("run1", "2")
+    assert said(run)[:2] == ("success", "succeeded")
+    writes = [step.target for step in stage.story.steps if step.what == "deploy:before"]
+    assert writes == ["t1", "t2"]
+
+
 def test_a_selected_target_whose_task_was_removed_is_unknown() -> None:
     stage = Stage("chain2")
 
