@@ -19,6 +19,8 @@ import httpx
 import psutil
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+SIGNERS = ("api-server", "scheduler")
+"""Who has the key that tokens are signed with: whoever has it can make one of any user."""
 WORKER_SLOTS = 6
 ENDED = frozenset({"success", "failed"})
 
@@ -145,11 +147,12 @@ class LocalAirflow:
     def start_component(self, component: str) -> None:
         """Start one component as a process group of its own."""
         (self.home / f"{component}.pid").unlink(missing_ok=True)  # of a worker that was killed
+        keys = () if component in SIGNERS else ("AIRFLOW__API_AUTH__JWT_SECRET",)
         log = (self.home / "components" / f"{component}.log").open("ab")
         with log:
             self.processes[component] = subprocess.Popen(  # noqa: S603 - our own interpreter, fixed arguments
                 [sys.executable, "-m", "airflow", *self._command(component)],
-                env=self.environment,
+                env={name: value for name, value in self.environment.items() if name not in keys},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
