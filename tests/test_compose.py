@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from airflow_multideploy.sandbox.airflow import LocalAirflow
+
 FILE = Path(__file__).parents[1] / "docker-compose.yaml"
 HOLDERS = {
     "AIRFLOW_JWT_SECRET": {"api-server", "scheduler"},
@@ -47,6 +49,15 @@ def test_the_setting_itself_is_known_to_those_who_sign_and_check(document: dict[
     services = document["services"]
     holders = {name for name in services if re.search(r"JWT_(SECRET|PRIVATE)", whole(document, services[name]))}
     assert holders == {"api-server", "scheduler"}
+
+
+def test_the_airflow_of_all_tests_hands_out_its_key_in_the_same_way(tmp_path: Path) -> None:
+    """Each release of the system tests, and with Celery's workers of the chaos, shows that nobody else needs it."""
+    airflow = LocalAirflow(tmp_path, tmp_path, workers=2)
+    key = airflow.environment["AIRFLOW__API_AUTH__JWT_SECRET"]
+    holders = {name for name in airflow.components if key in airflow.environment_of(name).values()}
+    assert holders == {"api-server", "scheduler"}
+    assert {"dag-processor", "triggerer", "worker-1", "worker-2"} < set(airflow.components)
 
 
 def test_nobody_is_given_all_secrets_at_once(document: dict[str, Any]) -> None:

@@ -147,17 +147,21 @@ class LocalAirflow:
     def start_component(self, component: str) -> None:
         """Start one component as a process group of its own."""
         (self.home / f"{component}.pid").unlink(missing_ok=True)  # of a worker that was killed
-        keys = () if component in SIGNERS else ("AIRFLOW__API_AUTH__JWT_SECRET",)
         log = (self.home / "components" / f"{component}.log").open("ab")
         with log:
             self.processes[component] = subprocess.Popen(  # noqa: S603 - our own interpreter, fixed arguments
                 [sys.executable, "-m", "airflow", *self._command(component)],
-                env={name: value for name, value in self.environment.items() if name not in keys},
+                env=self.environment_of(component),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def environment_of(self, component: str) -> dict[str, str]:
+        """What a component is started with: no key that it does not need."""
+        keys = () if component in SIGNERS else ("AIRFLOW__API_AUTH__JWT_SECRET",)
+        return {name: value for name, value in self.environment.items() if name not in keys}
 
     def _command(self, component: str) -> list[str]:
         if component in COMPONENTS:

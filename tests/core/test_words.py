@@ -99,6 +99,13 @@ def test_words_are_cut_before_a_pattern_sees_them(hostile: str) -> None:
     )
 
 
+@pytest.mark.parametrize("funnel", ["http", "regex"])
+def test_an_answer_is_cut_before_a_pattern_sees_it(funnel: str) -> None:
+    """A whole answer is a million characters long."""
+    little, much = ("<p>7 bricks</p> " * (length // 16) for length in (32_768, 1_048_576))
+    assert seconds(lambda: FUNNELS[funnel](much)) <= 4 * seconds(lambda: FUNNELS[funnel](little)) + 0.0005
+
+
 @pytest.mark.parametrize("name", SECRETS)
 def test_no_beginning_of_a_secret_is_left_by_a_cut(name: str) -> None:
     """Wherever the cut goes through it, and however often the words are cut again."""
