@@ -11,11 +11,12 @@ import shlex
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import requests
 import urllib3
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.checks import PLACES, CommandCheck, HttpCheck, Values, fill
 from airflow_multideploy.core.contract import Platform, Release
 from airflow_multideploy.core.errors import MultideployError
@@ -41,7 +42,7 @@ def ask(check: HttpCheck | CommandCheck, release: Release, platform: Platform[An
     try:
         why = _run(check, values) if isinstance(check, CommandCheck) else _get(check, values, platform)
     except (MultideployError, ValueError) as error:
-        why = f"{check.http if isinstance(check, HttpCheck) else check.command[0]}: {error}"
+        why = f"{addresses.shown(check.http) if isinstance(check, HttpCheck) else check.command[0]}: {error}"
     return redact(why)
 
 
@@ -53,22 +54,25 @@ def _run(check: CommandCheck, values: Values) -> str:
         return ""
     how = f"no end in {check.timeout:g} s" if code is None else f"exit code {code}"
     # Cut after the secrets are gone: half of one would no longer look like it.
-    lines = [line.strip() for line in redact(f"{out}\n{err}"[-MAX_OUTPUT:]).splitlines() if line.strip()]
-    return f"{shlex.join(words):.200}: {how}" + "".join(f"; {line:.200}" for line in lines[-3:])
+    read = redact(f"{out}\n{err}"[-MAX_OUTPUT:], MAX_OUTPUT)
+    lines = [line.strip() for line in read.splitlines() if line.strip()]
+    return f"{redact(shlex.join(words), 200)}: {how}" + "".join(f"; {redact(line, 200)}" for line in lines[-3:])
 
 
 def _get(check: HttpCheck, values: Values, platform: Platform[Any]) -> str:
     url = fill(check.http, values, lambda value: quote(value, safe=""))
+    addresses.checked(url)
     header, clean = _credentials(check, url, platform)
     try:
         answer = _answer(check, url, header, clean)
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         # Without the cause: its text may hold a header's value, and a traceback would show it.
-        return clean(f"GET {url}: {type(error).__name__}: {error}")
+        said = addresses.without_queries(clean(str(error)))
+        return f"GET {addresses.shown(url)}: {type(error).__name__}: {said}"
     if not (flaw := check.flaw(answer.status, answer.text, values)):
         return ""
     said = f": {answer.words}" if answer.words and flaw.startswith("HTTP") else ""
-    return clean(f"GET {url}: {flaw}{said}")
+    return clean(f"GET {addresses.shown(url)}: {flaw}{said}")
 
 
 def _answer(check: HttpCheck, url: str, header: str, clean: Callable[[str], str]) -> Answer:
@@ -102,8 +106,11 @@ def _credentials(check: HttpCheck, url: str, platform: Platform[Any]) -> tuple[s
     with existing(check.conn_id, platform.error):
         connection = BaseHook.get_connection(check.conn_id)
     named = connection.host or ""
-    host = urlsplit(named if "://" in named else f"//{named}").hostname
-    if host and host != urlsplit(url).hostname:
+    try:
+        host = named and addresses.checked(named if "://" in named else f"https://{named}").hostname
+    except ValueError:
+        raise platform.error(f"connection {check.conn_id!r}: its host is no http(s) address without login") from None
+    if host and host != addresses.checked(url).hostname:
         raise platform.error(f"connection {check.conn_id!r} is for {host}; its credentials go nowhere else")
     login, password = connection.login or "", (connection.password or "").strip()
     if not login and not password:

@@ -17,8 +17,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.errors import BuildFailed, PlatformError, SpecError
 from airflow_multideploy.core.models import VERSION_PATTERN
+from airflow_multideploy.core.words import MOST_READ, redact
 from airflow_multideploy.platforms import refuse_plain_http
 
 MANIFEST_TYPES = (
@@ -310,7 +312,7 @@ class _Session:
         challenges = {
             scheme.lower(): {key.lower(): quoted or bare for key, quoted, bare in _PARAMETER.findall(parameters)}
             for value in refused.headers.get_list("www-authenticate")
-            for scheme, parameters in _CHALLENGE.findall(value)
+            for scheme, parameters in _CHALLENGE.findall(value[:MOST_READ])
         }
         if "bearer" in challenges:
             return f"Bearer {self._token(client, challenges['bearer'])}"
@@ -320,8 +322,11 @@ class _Session:
 
     def _token(self, client: httpx.Client, challenge: dict[str, str]) -> str:
         realm = challenge.get("realm", "")
-        if not realm.startswith(("https://", "http://")):
-            raise self.error(f"asks for a token from {realm!r}, which is no address", retryable=True)
+        where = addresses.shown(realm)
+        try:
+            addresses.checked(realm)
+        except ValueError as error:
+            raise self.error(f"asks for a token from {where!r}, which is no address: {error}", retryable=True) from None
         scope = challenge.get("scope") or f"repository:{self.registry.repository.path}:pull"
         params = {"scope": scope} | ({"service": challenge["service"]} if "service" in challenge else {})
         authorization = None
@@ -330,16 +335,16 @@ class _Session:
             authorization = f"Basic {self.registry.basic()}"
         response = self._send(client, "GET", realm, authorization=authorization, params=params)
         if response.status_code != 200:
-            raise self._refused(response, f"GET {realm}")
+            raise self._refused(response, f"GET {where}")
         try:
             document = response.json()
             token = document.get("token") or document.get("access_token")
         except (ValueError, AttributeError, RecursionError) as error:
             raise self.error(
-                f"answered GET {realm} with something that is no token document", retryable=True
+                f"answered GET {where} with something that is no token document", retryable=True
             ) from error
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise self.error(f"answered GET {realm} without a token", retryable=True)
+            raise self.error(f"answered GET {where} without a token", retryable=True)
         return token
 
     def _refused(self, response: httpx.Response, operation: str) -> RegistryError:
@@ -350,7 +355,8 @@ class _Session:
             who = f"the login {self.registry.login!r} of" if self.registry.known else "no login in"
             said += f"; it was asked with {who} the registry's connection (registry_conn_id): check that"
         elif 300 <= status < 400:
-            said += f", a redirect to {response.headers.get('location', '?')}; name that registry in the image"
+            where = addresses.shown(response.headers.get("location", "?"))
+            said += f", a redirect to {where}; name that registry in the image"
         after = response.headers.get("retry-after", "")
         return self.error(
             said,
@@ -366,4 +372,4 @@ def _words(response: httpx.Response) -> str:
         text = "; ".join(f"{e.get('code', '')} {e.get('message', '')}".strip() for e in errors)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""
-    return text[:300]
+    return redact(text, 300)

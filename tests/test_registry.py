@@ -255,6 +255,32 @@ def test_bearer_challenge_is_answered_at_its_realm(fake: Registry, key: str, log
     assert fake.seen[2].headers["authorization"] == "Bearer t0ken"
 
 
+@pytest.mark.parametrize("realm", [r"{stranger}\@{own}/token", "user@{stranger}/token", "{stranger} /token"])
+@pytest.mark.parametrize("login", [None, "robot"])
+def test_a_realm_that_leads_astray_is_not_asked(fake: Registry, realm: str, login: str | None) -> None:
+    stranger = Registry()
+    server = Server(stranger).start()
+    stranger.port = server.port
+    own, where = f"127.0.0.1:{fake.port}", f"127.0.0.1:{server.port}"
+    challenge = f'Bearer realm="http://{realm.format(stranger=where, own=own)}?sig=canary-7d1f",service="reg"'
+    fake.answer = lambda r: (401, {"www-authenticate": challenge}, b"")
+    try:
+        with pytest.raises(registry.RegistryError, match="which is no address") as caught:
+            registry.resolve(fake.image, "1.0", Conn(login=login, password=PASSWORD if login else None))
+    finally:
+        server.stop()
+    assert stranger.seen == []
+    assert "canary-7d1f" not in str(caught.value)
+
+
+def test_a_redirect_is_told_without_what_signs_it(fake: Registry) -> None:
+    there = "https://bucket.example.com/blob?X-Amz-Signature=canary-7d1f"
+    fake.answer = lambda r: (307, {"location": there}, b"")
+    with pytest.raises(registry.RegistryError, match=r"a redirect to https://bucket\.example\.com/blob;") as caught:
+        registry.resolve(fake.image, "1.0")
+    assert "canary-7d1f" not in str(caught.value)
+
+
 def test_credentials_are_not_sent_to_a_realm_over_plain_http(fake: Registry) -> None:
     fake.answer = lambda r: (401, {"www-authenticate": 'Bearer realm="http://192.0.2.1/token"'}, b"")
     with pytest.raises(SpecError, match="plain http"):

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.strict import Model, Seconds, SecondsOrZero
+from airflow_multideploy.core.words import redact
 
 PLACES = ("version", "digest", "image", "release_id")
 """What a check may name of the release, as ``{version}``."""
@@ -20,7 +22,6 @@ PLACES = ("version", "digest", "image", "release_id")
 _PLACE = re.compile(r"\$?\{([a-z_]+)\}")
 _JSON_PATH = re.compile(r"(?:[^.\[\]\s]+|\[\d+\])(?:\.[^.\[\]\s]+|\[\d+\])*")
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
-_URL = re.compile(r"https?://[^\s/?#@]+([/?#]\S*)?")
 _GUARDED = re.compile(r"https://|http://(localhost|127(\.\d+){3}|\[::1\])([:/?#]|$)")
 """Where credentials may go: over TLS, or to this machine."""
 
@@ -56,12 +57,6 @@ def _scalar(value: object) -> object:
     if isinstance(value, list | dict):
         raise ValueError("expected one text, number, boolean or null; compare a part of it, by a longer path")
     return value
-
-
-def _url(text: str) -> str:
-    if not _URL.fullmatch(text):
-        raise ValueError("is no http(s) address without login; give a whole one, such as https://shop.example.com/up")
-    return text
 
 
 def _json_path(path: str) -> str:
@@ -106,7 +101,7 @@ class JsonCheck(Model):
             return "its body is not JSON"
         if found == wanted and isinstance(found, bool) is isinstance(wanted, bool):
             return ""
-        return f"{self.path} is {json.dumps(found):.200}, not {json.dumps(wanted)}"
+        return f"{self.path} is {redact(json.dumps(found), 200)}, not {json.dumps(wanted)}"
 
 
 def _listed(value: object) -> object:
@@ -128,7 +123,7 @@ class HttpCheck(Model):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    http: Annotated[str, AfterValidator(_url), AfterValidator(_placed)]
+    http: Annotated[str, AfterValidator(addresses.written), AfterValidator(_placed)]
     status: (
         Annotated[
             tuple[Status, ...],

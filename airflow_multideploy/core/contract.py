@@ -17,8 +17,9 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from airflow_multideploy.core.errors import MOST_WORDS, MultideployError, PlatformError, SpecError
-from airflow_multideploy.core.models import TargetConfig, redact
+from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
+from airflow_multideploy.core.models import TargetConfig
+from airflow_multideploy.core.words import redact
 
 
 class Document(BaseModel):
@@ -43,7 +44,7 @@ class Document(BaseModel):
         except ValidationError as error:
             found = error.errors(include_url=False, include_input=False, include_context=False)
             said = [f"{'.'.join(map(str, p['loc'])) or '(whole)'}: {p['msg']}" for p in found[:3]]
-            raise SpecError(f"{what}: cannot be read: {'; '.join(said):.500}; {remedy}") from None
+            raise SpecError(f"{what}: cannot be read: {redact('; '.join(said), 500)}; {remedy}") from None
 
 
 class Release(Document):
@@ -113,10 +114,6 @@ class State(StrEnum):
     """The platform answered, but its answer does not tell."""
 
 
-def _said(words: str) -> str:
-    return redact(words) if len(words) <= MOST_WORDS else f"{redact(words[:MOST_WORDS])}…"
-
-
 class Observation(Document):
     """One look at a rollout.
 
@@ -127,7 +124,7 @@ class Observation(Document):
     """
 
     state: State
-    reason: Annotated[str, AfterValidator(_said)] = ""
+    reason: Annotated[str, AfterValidator(redact)] = ""
     revision: str | None = None
     progress: float | None = None
     verified: bool = True

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from airflow_multideploy.core.models import redact
-
-MOST_WORDS = 1000
-"""Characters of one problem, or of one answer's words: the rest is no help to a person, and fills logs and stores."""
+from airflow_multideploy.core.words import redact
 
 
 class MultideployError(Exception):
@@ -23,9 +20,9 @@ class SpecError(MultideployError, ValueError):
 
     def __init__(self, problems: Sequence[str] | str, *, service: str | None = None) -> None:
         said = (problems,) if isinstance(problems, str) else tuple(problems)
-        self.problems: tuple[str, ...] = tuple(f"{redact(problem):.{MOST_WORDS}}" for problem in said)
+        self.problems: tuple[str, ...] = tuple(map(redact, said))
         self.service = service
-        where = redact(f"service {service!r:.100}") + ": " if service is not None else ""
+        where = redact(f"service {service!r}", 110) + ": " if service is not None else ""
         super().__init__(where + "; ".join(self.problems))
 
 
@@ -57,7 +54,7 @@ class PlatformError(MultideployError):
         self.target = target
         self.retryable = retryable
         self.retry_after = retry_after
-        super().__init__(f"{target}: {redact(message):.{MOST_WORDS}}")
+        super().__init__(f"{target}: {redact(message)}")
 
 
 class Drift(PlatformError):

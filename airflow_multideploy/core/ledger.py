@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from airflow_multideploy.core.contract import Document
-from airflow_multideploy.core.errors import MOST_WORDS, SpecError
+from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase, Store
-from airflow_multideploy.core.models import redact
 from airflow_multideploy.core.plan import PREVIOUS, release_id
 from airflow_multideploy.core.status import Status, TargetResult, overall, result_of
+from airflow_multideploy.core.words import redact
 
 Running = Literal["running", "interrupted"]
 RUNNING: Running = "running"
@@ -23,12 +23,7 @@ INTERRUPTED: Running = "interrupted"
 """The run is over, and nobody said how the release ended."""
 
 
-def _short(words: str) -> str:
-    words = redact(words)
-    return words if len(words) <= MOST_WORDS else f"{words[: MOST_WORDS - 1]}…"
-
-
-Words = Annotated[str, AfterValidator(_short)]
+Words = Annotated[str, AfterValidator(redact)]
 """What people and platforms say, as far as it is no secret and no novel: it is kept for long."""
 
 

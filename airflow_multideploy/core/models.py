@@ -23,6 +23,8 @@ from airflow_multideploy.core.strict import Model as Model  # noqa: PLC0414 - ot
 from airflow_multideploy.core.strict import Patience
 from airflow_multideploy.core.strict import Seconds as Seconds  # noqa: PLC0414
 from airflow_multideploy.core.windows import Schedule, Windows
+from airflow_multideploy.core.words import SECRET
+from airflow_multideploy.core.words import redact as redact  # noqa: PLC0414
 
 VERSION_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 """What a version may look like: what an image tag may look like (OCI distribution specification), nothing else."""
@@ -36,13 +38,6 @@ RESERVED_TARGETS = frozenset(
 _SECRET_KEY = re.compile(
     r"(password|passwd|secret|token|api[_-]?key|private[_-]?key|access[_-]?key|authorization)", re.I
 )
-_SECRET_VALUE = re.compile(
-    r"(AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|gh[pousr]_[A-Za-z0-9]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}"
-    r"|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.|AIza[0-9A-Za-z_-]{35}|(?:bearer|basic)\s+[A-Za-z0-9+/._=-]{12,}"
-    r"|://[^/\s:@]+:[^/\s@]+@|[?&](?:token|key|secret|password|sig|api_key|access_token)=[^$&\s]"
-    r"|(?:password|passwd|secret|token|api[_-]?key)=[^${&\s]{4,}|hooks\.slack\.com/services/\w)",
-    re.I,
-)
 
 
 def looks_secret(key: str, value: object) -> bool:
@@ -54,19 +49,12 @@ def looks_secret(key: str, value: object) -> bool:
 
 @lru_cache(2048)  # a large catalog says the same again and again
 def _secret_value(value: str) -> bool:
-    return _SECRET_VALUE.search(value) is not None
+    return SECRET.search(value) is not None
 
 
 @lru_cache(2048)
 def _secret_key(key: str) -> bool:
     return _SECRET_KEY.search(key) is not None and not key.endswith(("_id", "_name", "_path"))
-
-
-def redact(text: str) -> str:
-    """The text up to what looks like a secret's value: whatever stands after its beginning may belong to it."""
-    found = _SECRET_VALUE.search(text)
-    hidden = "(from here on it looks like a secret: not shown; keep it in an Airflow Connection)"
-    return text if found is None else text[: found.start()] + hidden
 
 
 def secret_paths(document: object, path: str = "", key: str = "") -> Iterator[str]:

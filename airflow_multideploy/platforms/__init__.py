@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.catalog import lines
 from airflow_multideploy.core.contract import Capabilities, Manual, Platform
 from airflow_multideploy.core.errors import MissingExtra, PlatformError, SpecError, UnknownPlatform
@@ -107,11 +107,17 @@ def existing(conn_id: str, fail: Callable[[str], PlatformError]) -> Iterator[Non
 
 
 def refuse_plain_http(url: str, *, target: str) -> None:
-    """Credentials go over TLS, or to this machine.
+    """Credentials go over TLS, or to this machine, and to an address that means the same host to everybody.
 
-    :raises SpecError: plain http to an address that is not loopback.
+    :param url: empty: nowhere.
+    :raises SpecError: plain http to an address that is not loopback, or what is no http(s) address.
     """
-    parts = urlsplit(url)
+    if not url:
+        return
+    try:
+        parts = addresses.checked(url)
+    except ValueError as error:
+        raise SpecError(f"{target}: refusing to send credentials: {error}") from None
     if parts.scheme != "http":
         return
     host = parts.hostname or ""

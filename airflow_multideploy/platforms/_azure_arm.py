@@ -16,10 +16,11 @@ from datetime import datetime
 from importlib import import_module
 from typing import Any, NoReturn, TypeVar
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.platforms import existing, missing_extra
-from airflow_multideploy.platforms._azure_login import Access, AsyncLogin, Login, Seen
+from airflow_multideploy.platforms._azure_login import Access, Astray, AsyncLogin, Login, Seen
 
 HEALTH_SECONDS = 10
 HEALTH = "GET health"
@@ -220,6 +221,9 @@ class ArmApi:
         """Ours, with the platform's words. What has no status was lost on the way, and may be asked again."""
         from azure.core.exceptions import AzureError, HttpResponseError
 
+        if isinstance(error, Astray):
+            words = "the answer leads to another server than the Connection's, which our token is not for; refused"
+            return self.platform.error(f"{call.operation} of {self.what}: {words}")
         response = getattr(error, "response", None)
         status = response.status_code if response is not None else seen.status
         if status == 401:
@@ -280,8 +284,9 @@ def _probe(call: Call, access: Access) -> Health:
 
     try:
         with httpx.Client(verify=access.tls(), timeout=HEALTH_SECONDS) as client:
+            addresses.checked(str(call.arguments[0]))
             return _health(client.get(str(call.arguments[0])))
-    except httpx.HTTPError as error:  # an app that is starting does not answer: that is no error of the platform
+    except (httpx.HTTPError, ValueError) as error:  # an app that is starting does not answer: no error of the platform
         return Health(None, error=f"{type(error).__name__}: {error}")
 
 
@@ -290,8 +295,9 @@ async def _aprobe(call: Call, access: Access) -> Health:
 
     try:
         async with httpx.AsyncClient(verify=access.tls(), timeout=HEALTH_SECONDS) as client:
+            addresses.checked(str(call.arguments[0]))
             return _health(await client.get(str(call.arguments[0])))
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ValueError) as error:
         return Health(None, error=f"{type(error).__name__}: {error}")
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from airflow_multideploy.core.contract import Handle, Observation, State
+from airflow_multideploy.core.words import MOST_WORDS, redact
 from airflow_multideploy.platforms._azure_arm import Health
 
 MARKER = "MULTIDEPLOY_RELEASE"
@@ -98,14 +99,15 @@ class Rules(NamedTuple):
         if not health.ok or not self.tells_version:
             return None
         if self.version_header:
-            return {key.lower(): value for key, value in health.headers.items()}.get(self.version_header.lower())
+            told = {key.lower(): value for key, value in health.headers.items()}.get(self.version_header.lower())
+            return told and told[:MOST_WORDS]
         try:
             value = json.loads(health.text)
             for key in (self.version_json_path or "").removeprefix("$").strip(".").split("."):
                 value = value[int(key)] if isinstance(value, list) else value[key]
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             return None
-        return None if isinstance(value, dict | list) or value is None else str(value)
+        return None if isinstance(value, dict | list) or value is None else str(value)[:MOST_WORDS]
 
 
 def disagrees(told: str | None, fx: str) -> bool:
@@ -127,6 +129,14 @@ def image_of(fx: str) -> str | None:
     """The image in a ``linuxFxVersion``; None when it holds none, or more than one."""
     kind, _, image = fx.partition("|")
     return image or None if kind.upper() == "DOCKER" else None
+
+
+def shown_fx(fx: str) -> str:
+    """A ``linuxFxVersion`` fit to be shown: ``COMPOSE|`` is followed by a whole file, with its passwords."""
+    if not fx or image_of(fx) is not None:
+        return fx
+    kind = fx.partition("|")[0]
+    return f"{kind}|…" if re.fullmatch(r"\w{1,20}", kind, re.ASCII) else "something unknown"
 
 
 def read_marker(metadata: Mapping[str, str]) -> Marker | None:
@@ -158,11 +168,12 @@ def failure(log: str, since: str, old: Sequence[str]) -> str | None:
 
     :param old: containers whose end is no news.
     """
-    fresh = [line for line in log.splitlines() if _stamp(line) > since and not any(name in line for name in old)]
+    lines = [line[:MOST_WORDS] for line in log.splitlines()]
+    fresh = [line for line in lines if _stamp(line) > since and not any(name in line for name in old)]
     if not any(_FAILED.search(line) for line in fresh):
         return None
     lines = [line for line in fresh if _ERROR.match(line) or _FAILED.search(line)]
-    return "; ".join(dict.fromkeys(_ERROR.sub("", line).strip()[:300] for line in lines[-3:]))
+    return "; ".join(dict.fromkeys(redact(_ERROR.sub("", line).strip(), 300) for line in lines[-3:]))
 
 
 def _stamp(line: str) -> str:

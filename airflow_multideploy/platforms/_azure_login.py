@@ -6,13 +6,15 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Platform
+from airflow_multideploy.core.words import redact
 from airflow_multideploy.platforms import refuse_plain_http
 from airflow_multideploy.platforms._connection import AZURE, fitting
 
@@ -27,6 +29,10 @@ _QUIET = logging.getLogger(f"{__name__}.http")
 _QUIET.setLevel(logging.WARNING)
 
 
+class Astray(Exception):
+    """An answer led to another server than the one that our token is for."""
+
+
 @dataclass
 class Seen:
     """The last response on the wire: azure-identity hides status and Retry-After of a failed token request."""
@@ -37,6 +43,23 @@ class Seen:
 
     def sent(self, request: Any) -> None:
         self.status = self.retry_after = self.date = None
+
+    def sent_to(self, base: str) -> Callable[[Any], None]:
+        """As `sent`, for requests that carry our token: the SDKs follow any ``nextLink`` and redirect with it.
+
+        :raises Astray: when one goes to another server.
+        """
+
+        def sent(request: Any) -> None:
+            self.sent(request)
+            try:
+                ours = addresses.origin(request.http_request.url) == addresses.origin(base)
+            except ValueError:
+                ours = False
+            if not ours:
+                raise Astray
+
+        return sent
 
     def received(self, response: Any) -> None:
         http = response.http_response
@@ -101,7 +124,9 @@ class Access:
                 "subscription_id of the target"
             )
         for key in ("base_url", "authority"):
-            refuse_plain_http(str(extra.get(key) or ""), target=platform.name)
+            if address := str(extra.get(key) or ""):
+                address = address if "://" in address else f"https://{address}"
+            refuse_plain_http(address, target=platform.name)
         return cls(connection.login, connection.password, extra, str(subscription), platform.name)
 
     @property
@@ -138,12 +163,13 @@ class Access:
 
     def client(self, kind: Any, credential: Any, seen: Seen) -> Any:
         """The SDK's client; `AzureBaseHook.get_conn` passes ``credentials``, which this SDK does not know."""
+        base = self.extra.get("base_url") or self._cloud[1]
         return kind(
             credential,
             self.subscription_id,
-            base_url=self.extra.get("base_url") or self._cloud[1],
+            base_url=base,
             credential_scopes=[f"{self._cloud[1]}/.default"],
-            **self._common(seen),
+            **{**self._common(seen), "raw_request_hook": seen.sent_to(base)},
         )
 
     def identity(self) -> tuple[Any, ...]:
@@ -159,4 +185,4 @@ class Access:
 
     def masked(self, text: str) -> str:
         """Without the password, whoever quoted it, and cut to one line's length."""
-        return " ".join((text.replace(self.password, "***") if self.password else text).split())[:400]
+        return redact(" ".join((text.replace(self.password, "***") if self.password else text).split()), 400)

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import AfterValidator
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Release
 from airflow_multideploy.platforms._azure_arm import Call, Steps
 from airflow_multideploy.platforms._azure_judge import Live, Marker, write_marker
@@ -25,6 +26,7 @@ SETTING, PREVIOUS = "WEBSITE_RUN_FROM_PACKAGE", "MULTIDEPLOY_PREVIOUS_PACKAGE"
 
 
 def _address(text: str) -> str:
+    addresses.written(text)
     if not text.startswith("https://"):
         raise ValueError("has to be an https:// address")
     if "?" in text:

@@ -20,8 +20,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, PlatformError
 from airflow_multideploy.core.models import Seconds, TargetConfig
@@ -68,7 +69,7 @@ class AzureSiteConfig(TargetConfig):
     resource_group: Annotated[str, Field(pattern=r"^[-\w.()]{1,90}$")]
     site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,59}$")]
     subscription_id: Annotated[str, Field(min_length=1)] | None = None
-    health_url: Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$")] | None = None
+    health_url: Annotated[str, AfterValidator(addresses.written)] | None = None
     health_path: Annotated[str, Field(pattern=r"^/\S*$")] = "/"
     version_json_path: Annotated[str, Field(min_length=1)] | None = None
     version_header: Annotated[str, Field(min_length=1)] | None = None

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import JsonValue
 
 from airflow_multideploy.core.errors import PlatformError
+from airflow_multideploy.core.words import redact
 from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
 from airflow_multideploy.platforms._connection import GOOGLE, fitting
 
@@ -283,7 +284,7 @@ class CloudRunApi:
         except GoogleAPICallError as error:
             code, status = int(error.code or 500), _status(error)
             retryable = code in (408, 429) or code >= 500 or status == "ABORTED" or (conflict_heals and code == 409)
-            message = f"{where}: {code} {status}: {str(error.message)[:500]}"
+            message = f"{where}: {code} {status}: {redact(str(error.message), 500)}"
             raise self.fail(message, retryable=retryable, retry_after=_retry_after(error)) from error
         except (requests.RequestException, TransportError) as error:
             raise self.fail(f"{where}: no answer ({type(error).__name__})", retryable=True) from error

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, TypeAdapter, model_validator
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Release
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.platforms.artifact import Located, located
@@ -36,7 +37,7 @@ def filled(template: JsonValue, release: Release) -> JsonValue:
 
 Parameters = Annotated[dict[str, JsonValue], AfterValidator(_checked)]
 """What a run is given: JSON with ``${image}``, ``${version}`` and so on in its strings."""
-Address = Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")]
+Address = Annotated[str, AfterValidator(addresses.written), Field(pattern=r"^https?://[^?#]*$")]
 
 
 class DelegateConfig(TargetConfig):

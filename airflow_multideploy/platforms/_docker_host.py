@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
 from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
@@ -20,13 +21,17 @@ _NEVER = ("not found", "unknown", "unauthorized", "denied", "authentication requ
 """Words of the pulls that will not work later either."""
 
 
-def refuse_open(url: str) -> None:
+def refuse_open(url: str, *, tls: bool) -> None:
     """An Engine that is not on this machine is spoken to with TLS keys.
 
-    :raises ValueError: this address is elsewhere, and there are none.
+    :raises ValueError: this address is elsewhere, and there are none; or it is no address.
     """
+    if not url.startswith("tcp://"):
+        return
+    address = url.replace("tcp://", "https://" if tls else "http://", 1)
+    addresses.checked(address)
     try:
-        refuse_plain_http(url.replace("tcp://", "http://", 1), target="url")
+        refuse_plain_http(address, target="url")
     except SpecError as error:
         keys = "set tls_ca_cert, and tls_client_cert with tls_client_key"
         raise ValueError(f"{error}, as the Engine has it: {keys}") from None

@@ -18,6 +18,7 @@ import yaml
 from pydantic import JsonValue
 
 from airflow_multideploy.core.contract import Release
+from airflow_multideploy.core.words import MOST_READ, last_words
 from airflow_multideploy.platforms import existing
 from airflow_multideploy.platforms._kubernetes_api import Json, KubernetesConfig, KubernetesPlatform
 
@@ -115,8 +116,9 @@ class HelmProgram(KubernetesPlatform[C]):
             except subprocess.TimeoutExpired:
                 raise self.error(f"helm {arguments[0]}: not done after its time-out", retryable=True) from None
         if done.returncode:
-            words = " ".join(done.stderr.replace(folder, "").split())
-            raise self.error(f"helm {arguments[0]}: {words[-700:]}", retryable=bool(_PASSES.search(words)))
+            words = last_words(done.stderr.replace(folder, ""), 700)
+            passes = bool(_PASSES.search(done.stderr[-MOST_READ:]))
+            raise self.error(f"helm {arguments[0]}: {words}", retryable=passes)
 
     def _kubeconfig(self, folder: Path) -> list[str]:
         """Arguments that lead helm to the cluster; in it, helm finds it by itself."""

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.platforms import existing, refuse_plain_http
@@ -47,11 +47,6 @@ class _Door:
         for secret in self.secrets:
             text = text.replace(secret, "***")
         return text
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class Client:
@@ -107,9 +102,12 @@ class Client:
 
     def _door(self, connection: Any, base: str, headers: Mapping[str, str | bytes]) -> _Door:
         fitting(connection, HTTP, self.fail)
-        parts = urlsplit(base)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise self.fail(f"connection {self.conn_id!r}: its host is no http(s) address without login in it")
+        try:
+            addresses.checked(base)
+        except ValueError:
+            raise self.fail(
+                f"connection {self.conn_id!r}: its host is no http(s) address without login in it"
+            ) from None
         if connection.extra_dejson.get("srv_lookup"):
             raise self.fail(f"connection {self.conn_id!r}: srv_lookup is not supported here; name the host")
         password, login = (connection.password or "").strip(), connection.login
@@ -185,24 +183,27 @@ class Client:
     def _address(self, door: _Door, sent: Sent) -> tuple[str, bool]:
         """The whole URL, and whether credentials may go there: to the connection's own origin only."""
         url = sent.path if "://" in sent.path else door.base.rstrip("/") + sent.path
-        ours = _origin(url) == _origin(door.base)
+        try:
+            ours = addresses.origin(url) == addresses.origin(door.base)
+        except ValueError as error:
+            raise self.fail(f"{sent.called}: refused: {error}") from None
         if sent.own_host and not ours:
-            raise self.fail(f"{sent.method} {sent.path}: not on the host of connection {self.conn_id!r}; refused")
+            raise self.fail(f"{sent.called}: not on the host of connection {self.conn_id!r}; refused")
         return url, ours
 
     def _check(self, sent: Sent, size: int, *, late: bool = False) -> None:
         if size > MAX_ANSWER:
-            raise self.fail(f"{sent.method} {sent.path}: its answer is larger than {MAX_ANSWER} bytes")
+            raise self.fail(f"{sent.called}: its answer is larger than {MAX_ANSWER} bytes")
         if late:
-            raise self.fail(f"{sent.method} {sent.path}: no whole answer in {self.timeout:g} s", retryable=True)
+            raise self.fail(f"{sent.called}: no whole answer in {self.timeout:g} s", retryable=True)
 
     def _lost(self, sent: Sent, door: _Door, error: Exception, *, retryable: bool) -> PlatformError:
-        words = door.clean(str(error)) or f"no answer in {self.timeout:g} s"
-        return self.fail(f"{sent.method} {sent.path}: {type(error).__name__}: {words}", retryable=retryable)
+        words = addresses.without_queries(door.clean(str(error))) or f"no answer in {self.timeout:g} s"
+        return self.fail(f"{sent.called}: {type(error).__name__}: {words}", retryable=retryable)
 
     def refused(self, answer: Answer) -> PlatformError:
         """The error for an answer that is not 2xx."""
-        status, what = answer.status, f"{answer.request.method} {answer.request.path}: HTTP {answer.status}"
+        status, what = answer.status, f"{answer.request.called}: HTTP {answer.status}"
         if 300 <= status < 400:
             return self.fail(f"{what}: a redirect, and none is followed; name the final address in connection or path")
         said = f": {answer.words}" if answer.words else ""

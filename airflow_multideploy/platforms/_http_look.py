@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from string import Template
 from typing import Any, TypeAlias
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Handle, Observation, Snapshot, State
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.platforms._http_client import Client, Send
@@ -47,7 +48,7 @@ class Live:
         return bool(self.serving == data["serving"])
 
     def __str__(self) -> str:
-        words = [self.serving, *(f"{name} {value}" for name, value in self.told.items())]
+        words = [self.serving, *(f"{name} {addresses.shown(value)}" for name, value in self.told.items())]
         return ", ".join(word for word in words if word) or "nothing"
 
 
@@ -108,13 +109,13 @@ class Eyes:
             return False, "the operation's id was lost with an answer"
         answer = yield self._get_status(status, str(operation))
         if answer.status in (404, 410) and not status.fixed:
-            return False, f"the API no longer knows operation {operation}"
+            return False, f"the API no longer knows operation {addresses.shown(str(operation))}"
         self.accepted(answer)
         state = self.read(status.state, answer)
         reason = answer.clean(self.read(status.reason, answer) or "")
         if state is None:
             raise self.client.fail(f"{called(answer)}: its answer has no state where status.state says", retryable=True)
-        what = f"operation {operation} {state}" if not status.fixed else f"state {state}"
+        what = f"operation {addresses.shown(str(operation))} {state}" if not status.fixed else f"state {state}"
         said = f"{what}: {reason}" if reason else what
         if state in status.failed:
             return Observation(state=State.FAILED, reason=said)
@@ -185,7 +186,7 @@ class Eyes:
         readers = {name: getattr(current, name) for name in ("image", "version", "release_id", "operation")}
         found = {name: self.read(reader, answer) for name, reader in readers.items()}
         etag = answer.headers.get("etag") if self.config.etag is not False else None
-        if etag is None and self.config.etag is True:
+        if not etag and self.config.etag is True:
             raise self.client.fail(f"{called(answer)}: its answer has no ETag, and etag: true insists on one")
         return Live(True, etag, {name: value for name, value in found.items() if value is not None})
 
@@ -226,7 +227,7 @@ class Eyes:
 
 
 def called(answer: Answer) -> str:
-    return f"{answer.request.method} {answer.request.path}"
+    return answer.request.called
 
 
 def repository_of(image: str) -> str:
@@ -254,16 +255,35 @@ def completed(values: Values, repository: str = "") -> Values:
 
 
 def inverted(template: str, text: str) -> Values:
-    """The values that make this template this text; none when it does not fit."""
-    pattern, end, names = "", 0, set[str]()
+    """The values that make this template this text; none when it does not fit.
+
+    Where several would, the first ones are the longest. Each part between two values is looked for once, from the end:
+    a text of others is no pattern's to try.
+    """
+    literals, names = [""], list[str]()
+    end = 0
     for match in Template.pattern.finditer(template):
-        name = match["named"] or match["braced"]
-        pattern += re.escape(template[end : match.start()])
-        pattern += r"\$" if not name else f"(?P={name})" if name in names else f"(?P<{name}>.+)"
+        literals[-1] += template[end : match.start()]
         end = match.end()
-        names.add(name)
-    found = re.fullmatch(pattern + re.escape(template[end:]), text)
-    return found.groupdict() if found else {}
+        if name := match["named"] or match["braced"]:
+            names.append(name)
+            literals.append("")
+        else:
+            literals[-1] += "$"
+    literals[-1] += template[end:]
+    values: Values = {}
+    end = len(text) - len(literals[-1])
+    if not text.endswith(literals[-1]) or "\n" in text:
+        return {}
+    for number in range(len(names) - 1, -1, -1):
+        before = literals[number]
+        at = text.rfind(before, 0, max(0, end - 1)) if number else 0
+        start = at + len(before)
+        found = text[start:end]
+        if at < 0 or not found or not text.startswith(before, at) or values.setdefault(names[number], found) != found:
+            return {}
+        end = at
+    return values
 
 
 def run_of(release_id: str) -> str:

@@ -14,7 +14,9 @@ from urllib.parse import quote, urlencode
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.models import Model
+from airflow_multideploy.core.words import MOST_READ, redact
 
 NAMES = ("image", "version", "digest", "release_id", "service", "target", "reason")
 """What a request template may name."""
@@ -37,13 +39,15 @@ def _names(*allowed: str) -> Callable[[str], str]:
 
 
 def _absolute(text: str) -> str:
-    if not re.match(r"/(?!/)|https?://[^/?#@]+(?:[/?#]|$)", text):
+    if "://" in text:
+        return addresses.written(text)
+    if not re.match(r"/(?![/\\])", text):
         raise ValueError("expected /a/path or a whole http(s) address without login")
     return text
 
 
 def _local(text: str) -> str:
-    if not re.match(r"/(?!/)", text):
+    if not re.match(r"/(?![/\\])", text):
         raise ValueError("expected /a/path: what carries credentials goes to the connection's own host")
     return text
 
@@ -187,6 +191,11 @@ class Sent:
     content: bytes | None = None
     own_host: bool = True
 
+    @property
+    def called(self) -> str:
+        """How messages name it."""
+        return f"{self.method} {addresses.shown(self.path)}"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -215,7 +224,8 @@ class Answer:
             keys = ("detail", "message", "error", "reason", "title", "description")
             document = next((document[key] for key in keys if document.get(key)), None)
             said = document if isinstance(document, str) else ""
-        return self.clean(" ".join((said or re.sub(r"<[^>]*>", " ", self.text)).split()))[:300]
+        text = self.clean(said or self.text)[:MOST_READ]
+        return redact(" ".join((text if said else re.sub(r"<[^<>]*>", " ", text)).split()), 300)
 
     @property
     def retry_after(self) -> float | None:
@@ -236,7 +246,7 @@ class Reader(_Aliased):
 
     :param json: JSON path (``data.items[0].state``).
     :param header: a header; neither of the two: the body's text.
-    :param regex: what of that; its first group when it has one.
+    :param regex: what of that, in its first 16,384 characters; its first group when it has one.
     """
 
     json_: JsonPath | None = Field(default=None, alias="json")
@@ -264,7 +274,7 @@ class Reader(_Aliased):
                 raise ValueError("its body is not one word; say json: or regex:")
         if text is None or not self.regex:
             return text
-        match = re.search(self.regex, text)
+        match = re.search(self.regex, text[:MOST_READ])
         if not match:
             raise ValueError(f"its answer does not match {self.regex!r}")
         return match.group(1 if match.re.groups else 0)

@@ -115,6 +115,8 @@ class Entrance:
                 made = self._gke(self.cluster)
             else:
                 made = self._aks(self.cluster)
+            for each in made["clusters"]:  # as an answer named it
+                refuse_plain_http(each["cluster"]["server"], target=self.platform.name)
         self._known = (time.monotonic() + _SECONDS, made)
         return made
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import MultideployError, PlatformError
+from airflow_multideploy.core.words import last_words
 from airflow_multideploy.platforms import existing, missing_extra
 from airflow_multideploy.platforms._connection import SSH, fitting
 
@@ -74,21 +75,25 @@ fail() { put reason "$(printf %s "$1" | tail -c 700 | tr '\n' ' ')"; put step fa
 get() { curl -fsSL --proto '=https,http' --proto-redir '=https' --connect-timeout 10 --retry 2 -o "$1" -- "$2" 2>&1; }
 
 fetch() {
+  shown=${package%%[?#]*}  # what is behind that may be somebody's token
   case $package in http*)
     put step fetching
-    out=$(get "$d/archive" "$package") || fail "cannot fetch $package: $out";;
+    out=$(get "$d/archive" "$package") || fail "cannot fetch $shown: $out";;
   esac
   case $sum in http*)
-    out=$(get "$d/sum.file" "$sum") || fail "cannot fetch $sum: $out"
-    sum=$(cut -d' ' -f1 "$d/sum.file");;
+    from=$sum
+    out=$(get "$d/sum.file" "$from") || fail "cannot fetch ${from%%[?#]*}: $out"
+    sum=$(head -c 9999 "$d/sum.file" | head -n 1 | cut -d' ' -f1 | tr A-F a-f)
+    [ ${#sum} = 64 ] && case $sum in *[!0-9a-f]*) false;; esac ||
+      fail "cannot check $shown: what ${from%%[?#]*} says does not begin with a SHA-256 of 64 hexadecimal digits";;
   esac
   put step verifying
   real=$(sha256sum <"$d/archive" | cut -d' ' -f1)
-  [ -z "$sum" ] || [ "$real" = "$sum" ] || fail "checksum of $package is $real, not $sum"
+  [ -z "$sum" ] || [ "$real" = "$sum" ] || fail "checksum of $shown is $real, not $sum"
   put step unpacking
   rm -rf "releases/.$id" && mkdir "releases/.$id" &&
     out=$(tar -xf "$d/archive" -C "releases/.$id" --no-same-owner --strip-components="$strip" 2>&1) ||
-    fail "cannot unpack $package: $out"
+    fail "cannot unpack $shown: $out"
   rm -f "$d/archive"
   put sum "$real"
   mv -T "releases/.$id" "releases/$id" || fail "cannot make releases/$id"
@@ -269,7 +274,7 @@ class Host:
         head, mark, told = text.partition("multideploy\n")
         if code == 0 and mark and told.endswith("end\n"):
             return dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
-        words = " ".join((told or head).split())[-500:] or "nothing"
+        words = last_words(told or head, 500) or "nothing"
         if code == 0:
             raise self.error(f"{name}: the host's answer is none of ours: {words}", retryable=True)
         if code < 0 or code > 128 or code in _PASSING:

@@ -5,11 +5,13 @@ A config names it by a template, such as ``s3://releases/shop-${version}.zip``.
 
 from __future__ import annotations
 
+import re
 from string import Template
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Release
 
 PLACES = ("service", "version", "image", "digest", "release_id", "reason")
@@ -32,3 +34,23 @@ Located = Annotated[str, AfterValidator(_known)]
 def located(text: str, release: Release) -> str:
     """The text with the release's values filled in; one that the release does not have is empty."""
     return Template(text).substitute({name: getattr(release, name) or "" for name in PLACES})
+
+
+def fetchable(package: str, checksum: str | None) -> str | None:
+    """The checksum of a package in its one spelling: a SHA-256, or the https address of one; None: there is none.
+
+    :raises ValueError: it is neither (an empty one is no leave to go without), or an address is none. While a value of
+        the release still has to be filled in, that is not known.
+    """
+    for key, text in (("package", package), ("checksum", checksum or "")):
+        try:
+            if text.startswith(("http:", "https:")):
+                addresses.written(text)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    if checksum is None or "$" in checksum or checksum.startswith("https://"):
+        return checksum
+    plain = checksum.removeprefix("sha256:").lower()
+    if not re.fullmatch("[0-9a-f]{64}", plain):
+        raise ValueError(f"checksum: {checksum!r} is neither 64 hexadecimal digits nor an https address")
+    return plain

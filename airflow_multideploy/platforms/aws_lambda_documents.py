@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_multideploy.core.contract import Handle, Observation, Release, Snapshot, State
+from airflow_multideploy.core.words import redact
 
 Json = dict[str, Any]
 
@@ -87,4 +88,4 @@ def failure(function: Json) -> str:
 
 def given_up(words: str) -> Handle:
     """The alias was not touched, and nothing is on its way."""
-    return Handle(action="deploy", data={"failed": words[:1000]})
+    return Handle(action="deploy", data={"failed": redact(words)})

@@ -18,9 +18,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Capabilities, Handle, Manual, Observation, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, PlatformError
 from airflow_multideploy.core.models import TargetConfig
+from airflow_multideploy.core.words import MOST_READ, redact
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms.artifact import Located, located
 from airflow_multideploy.platforms.aws_calls import AwsConfig, AwsPlatform, Json, Steps, code_of
@@ -59,7 +61,7 @@ class AwsS3SiteConfig(AwsConfig):
     origin: Annotated[str, Field(min_length=1)] | None = None
     index: Annotated[str, Field(pattern=r"^[^/].*$")] = "index.html"
     invalidate: Annotated[tuple[Annotated[str, Field(pattern="^/")], ...], Field(strict=False)] = ("/*",)
-    url: Annotated[str, Field(pattern="^https?://")] | None = None
+    url: Annotated[str, AfterValidator(addresses.written)] | None = None
 
 
 class AwsS3Site(AwsPlatform[AwsS3SiteConfig]):
@@ -332,7 +334,7 @@ def answered(seen: Observation, answer: Any) -> Observation:
     if answer.is_success:
         return seen
     state = State.FAILED if answer.status_code < 500 else State.PROGRESSING
-    words = f"the site answers {answer.status_code}: {' '.join(answer.text.split()):.300}"
+    words = f"the site answers {answer.status_code}: {redact(' '.join(answer.text[:MOST_READ].split()), 300)}"
     return seen.model_copy(update={"state": state, "reason": words, "progress": None})
 
 

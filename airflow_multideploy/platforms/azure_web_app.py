@@ -14,7 +14,7 @@ from airflow_multideploy.core.contract import Capabilities, Manual, Release
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms._azure_arm import Call, Steps
-from airflow_multideploy.platforms._azure_judge import Live, Marker, fx_version, image_of, write_marker
+from airflow_multideploy.platforms._azure_judge import Live, Marker, fx_version, image_of, shown_fx, write_marker
 from airflow_multideploy.platforms._azure_site import AzureSite, AzureSiteConfig, Told
 
 
@@ -63,13 +63,13 @@ class AzureWebApp(AzureSite[AzureWebAppConfig]):
         config = answer.value["properties"]
         fx = config.get("linuxFxVersion") or ""
         if fx and image_of(fx) is None:
-            self._api.refuse(f"runs {fx!r}, not one image; make it a site for containers first")
+            self._api.refuse(f"runs {shown_fx(fx)!r}, not one image; make it a site for containers first")
         windows = bool(config.get("windowsFxVersion"))
         return Told(fx, metadata.get("properties") or {}, answer.at, config.get("numberOfWorkers"), windows)
 
     def _glance(self) -> Steps[tuple[str, datetime]]:
         answer = yield Call("get_configuration")
-        return answer.value["properties"].get("linuxFxVersion") or "", answer.at
+        return shown_fx(answer.value["properties"].get("linuxFxVersion") or ""), answer.at
 
     def _write(self, live: Live, marker: Marker) -> Steps[None]:
         """https://learn.microsoft.com/rest/api/appservice/web-apps/update-configuration"""

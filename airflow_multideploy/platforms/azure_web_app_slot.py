@@ -15,14 +15,23 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Capabilities, Handle, Manual, Observation, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, PlatformError
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms._azure_arm import HEALTH, Call, Steps, T
-from airflow_multideploy.platforms._azure_judge import Live, Marker, fx_version, image_of, read_marker, write_marker
+from airflow_multideploy.platforms._azure_judge import (
+    Live,
+    Marker,
+    fx_version,
+    image_of,
+    read_marker,
+    shown_fx,
+    write_marker,
+)
 from airflow_multideploy.platforms._azure_site import AzureSite, AzureSiteConfig, Told
 
 PAUSE = 10.0
@@ -39,7 +48,7 @@ class AzureWebAppSlotConfig(AzureSiteConfig):
 
     platform: Literal["azure_web_app_slot"] = "azure_web_app_slot"
     slot: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,58}$")] = "staging"
-    slot_health_url: Annotated[str, Field(pattern=r"^https?://[^/\s]+(/\S*)?$")] | None = None
+    slot_health_url: Annotated[str, AfterValidator(addresses.written)] | None = None
 
 
 class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
@@ -93,7 +102,7 @@ class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
                 break
             answer = again  # a swap came between the two: image of one side, settings of the other
         if fx and image_of(fx) is None:
-            self._api.refuse(f"runs {fx!r}, not one image; make it a site for containers first")
+            self._api.refuse(f"runs {shown_fx(fx)!r}, not one image; make it a site for containers first")
         windows = bool(config.get("windowsFxVersion"))
         return Told(fx, settings.get("properties") or {}, answer.at, config.get("numberOfWorkers"), windows)
 

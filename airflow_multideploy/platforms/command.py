@@ -26,6 +26,7 @@ from airflow_multideploy.core.contract import (
 )
 from airflow_multideploy.core.errors import Drift
 from airflow_multideploy.core.models import Seconds, TargetConfig
+from airflow_multideploy.core.words import last_words
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms import existing
 from airflow_multideploy.platforms._command_run import Call, arun, run
@@ -307,7 +308,7 @@ class Command(Platform[CommandConfig]):
         with suppress(ValueError):
             document = json.loads(last)
         told = document if isinstance(document, dict) else {}
-        what, words = f"{call.name} command ({call.words[0]})", " ".join((err.strip() or out.strip())[-500:].split())
+        what, words = f"{call.name} command ({call.words[0]})", last_words(err.strip() or out.strip(), 500)
         if code is None or code < 0:
             ended = f"no end within {call.timeout:g} s" if code is None else f"ended by signal {-code}"
             raise self.error(f"{what}: {ended}: {words}", retryable=True)

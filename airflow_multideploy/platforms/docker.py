@@ -79,8 +79,7 @@ class DockerConfig(TargetConfig):
 
     @model_validator(mode="after")
     def _private(self) -> DockerConfig:
-        if not (self.tls_ca_cert or self.tls_client_cert):
-            refuse_open(self.url)
+        refuse_open(self.url, tls=bool(self.tls_ca_cert or self.tls_client_cert))
         return self
 
     def body(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import AfterValidator, Field
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.platforms import existing, missing_extra, refuse_plain_http
@@ -136,8 +137,13 @@ class GcpPlatform(RestPlatform[C]):
         with self._connecting():
             document = json.dumps(self._extras, sort_keys=True)
             self._credentials = _credentials(self.config.conn_id, document, int(time.time() // KEPT))
+        endpoint = self._extras.get("api_endpoint") or ""
+        try:
+            addresses.checked(endpoint or "https://googleapis.com")
+        except ValueError as error:
+            raise self.error(f"connection {self.config.conn_id!r}: api_endpoint in its extra: {error}") from None
         if not self._extras.get("is_anonymous"):
-            refuse_plain_http(self._extras.get("api_endpoint") or "", target=self.name)
+            refuse_plain_http(endpoint, target=self.name)
         return _Token(self._credentials, self._connecting)
 
     @contextmanager

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, TypeAdapter
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Capabilities, Handle, Manual, Observation, Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift
 from airflow_multideploy.core.models import Seconds, TargetConfig
@@ -47,6 +48,12 @@ def _texts(value: JsonValue) -> Iterator[str]:
             yield from _texts(part)
 
 
+def _chart(text: str) -> str:
+    if "://" in text:
+        addresses.written(text.replace("oci://", "https://", 1))
+    return text
+
+
 class HelmConfig(KubernetesConfig):
     """One Helm release.
 
@@ -62,7 +69,7 @@ class HelmConfig(KubernetesConfig):
 
     platform: Literal["helm"] = "helm"
     release: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,51}[a-z0-9])?$")]
-    chart: Annotated[Located, Field(pattern=r"^[^-\s]\S*$")]
+    chart: Annotated[Located, Field(pattern=r"^[^-\s]\S*$"), AfterValidator(_chart)]
     chart_version: Located | None = None
     values: Annotated[dict[str, JsonValue], AfterValidator(_all_located)] = Field(default_factory=dict)
     reuse_values: bool = True

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Platform
 from airflow_multideploy.core.errors import PlatformError
 from airflow_multideploy.core.models import TargetConfig
@@ -184,11 +185,11 @@ class RestPlatform(Platform[C]):
         base += f":{connection.port}" if connection.port else ""
         fail = f"connection {self.config.conn_id!r}: "
         try:
-            parts = urlsplit(base)
-            fits = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+            parts = addresses.checked(base)
+            fits = not (parts.query or parts.fragment)
         except ValueError:
             fits = False
-        if not fits or "@" in parts.netloc or parts.query or parts.fragment:
+        if not fits:
             raise self.error(fail + "its host is no http(s) address without login in it")
         login, password = (connection.login or "").strip(), (connection.password or "").strip()
         headers = extra.get("headers") or {}
@@ -265,7 +266,7 @@ class RestPlatform(Platform[C]):
                 login, Answer(Sent(login.method, login.path), response.status_code, headers, response.text, door.clean)
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            words = door.clean(str(error)) or f"no whole answer in {TIMEOUT:g} s"
+            words = addresses.without_queries(door.clean(str(error))) or f"no whole answer in {TIMEOUT:g} s"
             never = isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol | httpx.ProxyError) or _tls(error)
             said = f"{self._what(call)}: {type(error).__name__}: {words}"
             raise self.error(said, retryable=not never) from None

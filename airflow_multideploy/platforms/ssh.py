@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, model_validator
 
+from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import (
     Capabilities,
     Handle,
@@ -31,7 +32,7 @@ from airflow_multideploy.core.models import Seconds, TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms._http_look import run_of
 from airflow_multideploy.platforms._ssh_host import GO, LOOK, RECEIVE, Host, Seen, seen
-from airflow_multideploy.platforms.artifact import Located, located
+from airflow_multideploy.platforms.artifact import Located, fetchable, located
 
 Run = Callable[..., dict[str, str]]
 _PLACE = re.compile(r"[A-Za-z0-9._~:/?&=%@+,-]+")
@@ -77,8 +78,9 @@ class SshConfig(TargetConfig):
     def _has_a_place(self) -> SshConfig:
         if not self.package.startswith(("https://", "http://", "/", "$")):
             raise ValueError("package: it is neither an https address nor an absolute path on the worker")
-        if self.package.startswith("http://") and not self.checksum:
+        if self.package.startswith("http://") and self.checksum is None:
             raise ValueError("package: over plain http anybody could change it; use https, or give its checksum")
+        fetchable(self.package, self.checksum)
         return self
 
 
@@ -160,7 +162,7 @@ class Ssh(Platform[SshConfig]):
                 if now.live != snapshot.revision and not _ours(now.live, release):
                     raise self._drift(now, snapshot)
             if package.startswith("/"):
-                checksum = self._copy(run, id_, Path(package))
+                checksum = self._copy(run, id_, Path(package), checksum)
             fetched = {"package": package, "checksum": checksum or ""}
             known = (now.live, snapshot.revision)
             run("go", GO, self._going(release, id_=id_, mode="deploy", target=target, known=known, **fetched))
@@ -235,30 +237,32 @@ class Ssh(Platform[SshConfig]):
     def _package(self, release: Release) -> tuple[str, str | None]:
         """Where it is, and its checksum or where that is."""
         package = located(self.config.package, release)
-        checksum = located(self.config.checksum, release) if self.config.checksum else None
+        checksum = None if self.config.checksum is None else located(self.config.checksum, release)
+        try:
+            checksum = fetchable(package, checksum)
+        except ValueError as error:
+            raise self.error(str(error)) from None
         for key, text in (("package", package), ("checksum", checksum), ("image", release.image)):
             if text is not None and not _PLACE.fullmatch(text):
-                raise self.error(f"{key}: {text!r} holds characters that are refused here")
+                raise self.error(f"{key}: {addresses.shown(text)!r} holds characters that are refused here")
         scheme = urlsplit(package).scheme
         if not package.startswith("/") and scheme not in ("https", "http"):
             raise self.error(f"package: {package!r} is neither an https address nor an absolute path on the worker")
-        if checksum is not None and not checksum.startswith("https://"):
-            checksum = checksum.removeprefix("sha256:").lower()
-            if not re.fullmatch("[0-9a-f]{64}", checksum):
-                raise self.error(f"checksum: {checksum!r} is neither 64 hexadecimal digits nor an https address")
         if scheme == "http" and checksum is None:
             raise self.error("package: over plain http anybody could change it; use https, or give its checksum")
         return package, checksum
 
-    def _copy(self, run: Run, id_: str, file: Path) -> str:
-        """Send the package to the host; its SHA-256."""
+    def _copy(self, run: Run, id_: str, file: Path, wanted: str | None) -> str:
+        """Send the package to the host; what its checksum has to be there: the one that is wanted, else its own."""
         try:
             with file.open("rb") as source:
                 digest = hashlib.file_digest(source, "sha256").hexdigest()
         except OSError as error:
             raise self.error(f"package {file}: {error.strerror or error} on the worker") from error
+        if wanted not in (None, digest) and not str(wanted).startswith("https://"):
+            raise self.error(f"checksum of {file} is {digest}, not {wanted}; nothing was sent")
         run("receive", RECEIVE, [self.config.root, id_, digest], file)
-        return digest
+        return wanted or digest
 
     def _loaded(self, now: Seen) -> None:
         if (state := now.unit["LoadState"]) != "loaded":

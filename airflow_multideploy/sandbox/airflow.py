@@ -19,6 +19,8 @@ import httpx
 import psutil
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+SIGNERS = ("api-server", "scheduler")
+"""Who has the key that tokens are signed with: whoever has it can make one of any user."""
 WORKER_SLOTS = 6
 ENDED = frozenset({"success", "failed"})
 
@@ -149,12 +151,17 @@ class LocalAirflow:
         with log:
             self.processes[component] = subprocess.Popen(  # noqa: S603 - our own interpreter, fixed arguments
                 [sys.executable, "-m", "airflow", *self._command(component)],
-                env=self.environment,
+                env=self.environment_of(component),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def environment_of(self, component: str) -> dict[str, str]:
+        """What a component is started with: no key that it does not need."""
+        keys = () if component in SIGNERS else ("AIRFLOW__API_AUTH__JWT_SECRET",)
+        return {name: value for name, value in self.environment.items() if name not in keys}
 
     def _command(self, component: str) -> list[str]:
         if component in COMPONENTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from datetime import UTC, datetime
@@ -27,6 +28,35 @@ from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, Plat
 class TestAzureWebApp(PlatformContract):
     def make_stand_in(self, world: World) -> AzureWebAppStandIn:
         return AzureWebAppStandIn(world)
+
+    # --- what a site that is none of ours runs -----------------------------------------------------------------------
+
+    @pytest.mark.parametrize("kind", ["COMPOSE", "KUBE", "SITECONTAINERS"])
+    def test_a_file_in_place_of_an_image_is_never_shown(
+        self, stand_in: Any, caplog: pytest.LogCaptureFixture, kind: str, mode: str
+    ) -> None:
+        """The whole of it stands there, passwords included: before a release, or put there while one is under way."""
+        canary = "others-canary-51c0"
+        file = base64.b64encode(f"services: {{db: {{environment: {{PASSWORD: {canary}}}}}}}".encode()).decode()
+        snapshot, handle, release = self.start(stand_in)
+        self.wait(self.platform(stand_in), handle, mode)
+        stand_in.sites[RESOURCE].fx = f"{kind}|{file}"
+        said = []
+        for step in (
+            lambda: self.platform(stand_in).snapshot(),
+            lambda: self.platform(stand_in).deploy(release, snapshot),
+            lambda: self.platform(stand_in).rollback(release, snapshot, handle),
+            lambda: self.look(self.platform(stand_in), handle, mode),
+        ):
+            try:
+                said.append(step().model_dump_json())
+            except PlatformError as error:
+                said.append(f"{error} {error!r}")
+        assert any(kind in words for words in said)
+        for words in (*said, caplog.text):
+            assert canary not in words
+            assert file[:12] not in words
+            assert file[-12:] not in words
 
     # --- one write, in the site's metadata ---------------------------------------------------------------------------
 

@@ -81,6 +81,37 @@ NOTHING = Snapshot(exists=False, data={"known": False, "etag": None, "told": {},
 VERSION = {"version": {"path": "/version"}}
 
 
+class TestSignedAddresses:
+    """An operation's address may be signed: who has it may use it."""
+
+    SIGNED = "/ops/1?X-Amz-Signature=canary-7d1f&se=2026"
+    CONFIG: dict[str, Any] = {"operation": "at", "status": {"path": "${operation}", "state": "state"}}
+
+    def test_it_is_asked_as_it_is_and_told_without_what_signs_it(self, echo: Echo) -> None:
+        echo.body = json.dumps({"at": self.SIGNED, "state": "running"}).encode()
+        platform = http(**self.CONFIG)
+        handle = platform.deploy(RELEASE, NOTHING)
+        said = [seen.reason for seen in both(platform, handle)]
+        assert {got[1] for got in echo.got[1:]} == {self.SIGNED}
+        for echo.status, echo.body in ((500, b"no"), (404, b"{}"), (302, b""), (200, b"{}"), (200, b"<p>")):
+            for look in (platform.observe, lambda h: asyncio.run(platform.aobserve(h))):
+                try:
+                    said.append(look(handle).reason)
+                except PlatformError as error:
+                    said.append(str(error))
+        assert all("/ops/1" in words for words in said)
+        assert not any("canary" in words or "se=2026" in words for words in said)
+
+    def test_nor_is_it_told_by_the_library_that_cannot_reach_it(self, echo: Echo, monkeypatch: Any) -> None:
+        echo.body = json.dumps({"at": self.SIGNED}).encode()
+        platform = http(**self.CONFIG)
+        handle = platform.deploy(RELEASE, NOTHING)
+        monkeypatch.setenv("AIRFLOW_CONN_DC1", json.dumps({"conn_type": "http", "host": "http://127.0.0.1:1"}))
+        for error in errors(platform, handle):
+            assert "/ops/1" in str(error)
+            assert "canary" not in str(error)
+
+
 class TestRequests:
     def test_the_least_request(self, echo: Echo) -> None:
         http().deploy(RELEASE, NOTHING)

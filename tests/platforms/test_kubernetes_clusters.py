@@ -192,6 +192,15 @@ def test_gke_gives_address_authority_and_access_token(gcp: Cloud, kube: Kubernet
     assert gcp.asked == [("POST /token", ""), (place, f"Bearer {SECRET}")], "asked once for a whole wait"
 
 
+@pytest.mark.parametrize("astray", [r"127.0.0.1:1\@{}", "user@{}", "127.0.0.1:1 {}"])
+def test_a_cluster_whose_address_leads_astray_is_not_entered(gcp: Cloud, kube: KubernetesStandIn, astray: str) -> None:
+    _, found = gcp.answers["/clusters/prod"]("")
+    there = {**found, "endpoint": astray.format(kube.url.removeprefix("https://"))}
+    gcp.answers["/clusters/prod"] = lambda _: (200, there)
+    with pytest.raises(SpecError, match="shop/t1: refusing to send credentials"):
+        platform(kube, {"gke": "prod", "location": "europe-west1"}).snapshot()
+
+
 @pytest.mark.parametrize(("status", "retryable"), [(403, False), (429, True), (503, True)])
 def test_what_gke_refuses_is_classified(gcp: Cloud, kube: KubernetesStandIn, status: int, retryable: bool) -> None:
     gcp.answers["/clusters/prod"] = lambda _: (status, {"error": {"message": SECRET}})

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from airflow_multideploy.core.contract import Release, State
-from airflow_multideploy.core.errors import Drift, PlatformError
+from airflow_multideploy.core.errors import Drift, PlatformError, SpecError
+from airflow_multideploy.sandbox.server import Server
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, World
 from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, PlatformContract
 from tests.stand_ins.ssh import SSHD, SshStandIn, keys
@@ -49,6 +54,32 @@ class TestSsh(Base):
         with pytest.raises(PlatformError, match="shop/t1") as caught:
             self.look(self.platform(stand_in), handle, mode)
         assert caught.value.retryable is retryable
+
+
+class Sums:
+    """Where checksums are kept: an https server, whose authority the host's curl trusts."""
+
+    url = file = ""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """The file, whatever is asked for."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": self.file.encode()})
+
+
+@pytest.fixture
+def sums(stand_in: SshStandIn, tmp_path: Path) -> Iterator[Sums]:
+    authority, app = trustme.CA(), Sums()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    curl = stand_in.folder / "bin" / "curl"
+    curl.write_text(f'#!/bin/sh\nexec {shutil.which("curl")} --cacert {tmp_path}/ca.pem "$@"\n')
+    curl.chmod(0o755)
+    server = Server(app, tls=(str(tmp_path / "server.pem"), str(tmp_path / "server.pem"))).start()
+    app.url = server.url
+    yield app
+    server.stop()
 
 
 del PlatformContract
@@ -107,6 +138,64 @@ class TestOwn(own(Base)):  # type: ignore[misc]
         assert f"not {'0' * 64}" in seen.reason
         assert stand_in.revisions(RESOURCE) == []
         assert stand_in.units[RESOURCE].restarts == 0
+
+    @pytest.mark.parametrize(
+        "file",
+        [
+            "",
+            "\n",
+            " {sum}  shop.tar.gz\n",
+            "\t{sum}",
+            "<html>\n{sum}\n</html>",
+            "{sum:.40}",
+            "{sum}0",
+            "0x{sum:.62}",
+            "g{sum:.63}",
+        ],
+    )
+    def test_what_is_no_checksum_checks_nothing_and_releases_nothing(
+        self, stand_in: SshStandIn, sums: Sums, file: str
+    ) -> None:
+        release = self.release()
+        sums.file = file.format(sum=stand_in.digest(release.version).removeprefix("sha256:"))
+        platform = self.platform(stand_in, checksum=f"{sums.url}/${{version}}.sha256?sig=canary-7d1f")
+        snapshot = platform.snapshot()
+        seen = self.wait(platform, handle := platform.deploy(release, snapshot), "sync")
+        assert seen.state is State.FAILED
+        assert "does not begin with a SHA-256 of 64 hexadecimal digits" in seen.reason
+        assert "canary-7d1f" not in seen.reason
+        assert (stand_in.revisions(RESOURCE), stand_in.units[RESOURCE].restarts) == ([], 0)
+        assert platform.rollback(release, snapshot, handle).changed is False
+
+    @pytest.mark.parametrize("file", ["{sum}\n", "{sum}  shop.tar.gz\n{other}  more.tar.gz\n", "{SUM} *shop.tar.gz"])
+    def test_a_checksum_file_that_fits_is_released(self, stand_in: SshStandIn, sums: Sums, file: str) -> None:
+        release = self.release()
+        right = stand_in.digest(release.version).removeprefix("sha256:")
+        sums.file = file.format(sum=right, SUM=right.upper(), other="0" * 64)
+        platform = self.platform(stand_in, checksum=f"{sums.url}/${{version}}.sha256")
+        handle = platform.deploy(release, platform.snapshot())
+        assert self.wait(platform, handle, "sync").state is State.HEALTHY
+
+    @pytest.mark.parametrize("checksum", ["", " ", "sha256:", "0" * 63, "<html>", "http://example.com/sum"])
+    def test_what_is_no_checksum_in_the_catalog_is_refused_when_it_is_read(
+        self, stand_in: SshStandIn, checksum: str
+    ) -> None:
+        with pytest.raises(SpecError, match="neither 64 hexadecimal digits nor an https address"):
+            self.platform(stand_in, checksum=checksum)
+        platform = self.platform(stand_in, checksum="${digest}")
+        with pytest.raises(PlatformError, match="neither 64 hexadecimal digits nor an https address"):
+            platform.deploy(self.release().model_copy(update={"digest": checksum}), platform.snapshot())
+
+    def test_a_package_from_the_worker_has_to_have_its_checksum_too(self, stand_in: SshStandIn, sums: Sums) -> None:
+        stand_in.copies = True
+        release, snapshot = self.release(), self.platform(stand_in).snapshot()
+        with pytest.raises(PlatformError, match=f"not {'0' * 64}; nothing was sent"):
+            self.platform(stand_in, checksum="0" * 64).deploy(release, snapshot)
+        sums.file = "0" * 64
+        platform = self.platform(stand_in, checksum=f"{sums.url}/sum")
+        seen = self.wait(platform, platform.deploy(release, snapshot), "sync")
+        assert (seen.state, stand_in.units[RESOURCE].restarts) == (State.FAILED, 0)
+        assert f"not {'0' * 64}" in seen.reason
 
     def test_a_rollback_stops_steps_that_still_run(self, stand_in: SshStandIn) -> None:
         stand_in.serve.clear()
@@ -172,9 +261,9 @@ class TestOwn(own(Base)):  # type: ignore[misc]
             {"package": "${image}"},
             {"checksum": "abc"},
         ):
-            with pytest.raises(PlatformError, match=r"shop/t1: (package|checksum): ") as caught:
+            with pytest.raises((PlatformError, SpecError), match=r"(package|checksum): ") as caught:
                 self.platform(stand_in, **changes).deploy(self.release(), platform.snapshot())
-            assert not caught.value.retryable
+            assert not getattr(caught.value, "retryable", False)
 
     def test_a_strange_key_and_a_strange_host_are_refused(
         self, stand_in: SshStandIn, mode: str, monkeypatch: pytest.MonkeyPatch

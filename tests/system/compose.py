@@ -262,6 +262,20 @@ def check_secrets(stack: Stack) -> None:
     expect("secrets in the file or in logs", leaks, [])
 
 
+def check_powers(stack: Stack) -> None:
+    """Who has the keys to sign tokens, and that Redis is not root."""
+    has: dict[str, list[str]] = {"AIRFLOW_JWT_SECRET": [], "AIRFLOW_API_SECRET_KEY": []}
+    for service in stack.services:
+        seen = docker("inspect", stack.compose("ps", "--quiet", service).strip()).stdout
+        for name, services in has.items():
+            if stack.secrets[name] in seen:
+                services.append(service)
+    expect("who can sign tokens", has["AIRFLOW_JWT_SECRET"], ["api-server", "scheduler"])
+    expect("who can sign for the api-server's pages", has["AIRFLOW_API_SECRET_KEY"], ["api-server"])
+    status = docker("exec", stack.compose("ps", "--quiet", "redis").strip(), "cat", "/proc/1/status").stdout
+    expect("Redis runs as root", "\nUid:\t0\t" in status, False)
+
+
 def main() -> int:
     """Run it; 0 when all is well or it cannot run here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -276,6 +290,7 @@ def main() -> int:
                 stack.up()
                 check_releases(stack)
                 check_secrets(stack)
+                check_powers(stack)
             finally:
                 if not options.keep:
                     stack.compose("down", "--volumes", "--timeout", "10", check=False)
