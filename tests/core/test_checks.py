@@ -32,7 +32,7 @@ def wrong(verify: object) -> str:
         ({}, "verify", "give checks, or bake"),
         ({"bake": -1}, "verify.bake", "greater than or equal to 0"),
         ({"bake": 600, "witin": 5}, "verify.witin", "did you mean 'within'?"),
-        ({"checks": [{"http": "shop.test/up"}]}, "verify.checks.0.http", "give a whole one"),
+        ({"checks": [{"http": "shop.test/up"}]}, "verify.checks.0.http", "such as https://shop.example.com/up"),
         ({"checks": [{"http": f"{UP}?v={{verison}}"}]}, "verify.checks.0.http", "{version}"),
         ({"checks": [{"http": UP, "status": "200"}]}, "verify.checks.0.status.0", "without quotes"),
         ({"checks": [{"http": UP, "status": []}]}, "verify.checks.0.status", "is empty; add an entry"),
