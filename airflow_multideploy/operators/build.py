@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from airflow_multideploy import registry
 from airflow_multideploy.builder import ImageBuilder
 from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import Build
+from airflow_multideploy.core.models import Artifact, Build
+from airflow_multideploy.operators.by_hand import model, templated
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -114,6 +115,8 @@ class BuildImageOperator(BaseOperator):
         super().__init__(**kwargs)
         if plan_task_id is None and (image is None or version is None):
             raise ValueError(f"{self.task_id}: give image and version, or plan_task_id")
+        if plan_task_id is None and not templated(image):
+            model(self.task_id, Artifact, {"image": image})
         self.image = image
         self.version = version
         self.build = build
