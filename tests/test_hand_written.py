@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG, BaseOperator, Context, TaskGroup
+from airflow.sdk import DAG, BaseOperator, Context, TaskGroup, task, task_group
 
 from airflow_multideploy import DeployOperator, finish
 from airflow_multideploy.operators.build import BuildImageOperator
@@ -69,6 +69,18 @@ def test_deploys_in_task_groups_have_targets_and_rollbacks_of_their_own(dag: DAG
     assert [each.target for each in deploys] == ["eu.aws", "us.aws"]
     assert dag.get_task("rollback.us.aws").downstream_task_ids >= {"rollback.eu.aws"}
     assert effective_leaves(dag) == [finalize.task_id] == ["finalize"]
+
+
+def test_an_arrow_between_task_groups_is_an_edge(dag: DAG) -> None:
+    with TaskGroup("eu") as before, TaskGroup("prod"):
+        first = deploy("aws")
+    with TaskGroup("us") as after:
+        second = deploy("aws")
+    before >> after
+    finish([first, second])
+    parsed(dag)
+    assert first.target == "eu.prod.aws"
+    assert dag.get_task("rollback.us.aws").downstream_task_ids >= {"rollback.eu.prod.aws"}
 
 
 @pytest.mark.parametrize("name", ["EU.aws", "1st", "a" * 200, "_x-1"])
@@ -202,8 +214,6 @@ def test_a_mapped_deploy_is_refused_with_the_loop(dag: DAG) -> None:
 
 
 def test_a_deploy_in_a_mapped_task_group_is_refused(dag: DAG) -> None:
-    from airflow.sdk import task_group
-
     @task_group
     def region(name: str) -> None:
         deploy("aws", region=name)
@@ -249,6 +259,19 @@ def test_an_image_without_a_tag_is_that_of_the_version(said: str) -> None:
 
 def test_an_image_with_nothing_but_a_digest_is_called_by_it() -> None:
     assert resolved(f"{IMAGE}@{DIGEST}")[1:] == ("0" * 64, DIGEST)
+
+
+def test_an_image_may_come_from_a_task(dag: DAG) -> None:
+    @task
+    def build() -> str:
+        return f"{IMAGE}:5.1"
+
+    built = build()
+    deploys = [deploy("a", image=built), deploy("b", image=str(built))]
+    built >> deploys[1]
+    finish(deploys)
+    parsed(dag)
+    assert [each.upstream_task_ids for each in deploys] == [{"build"}, {"build"}]
 
 
 WRONG = [
