@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NoReturn, Self, TypeVar, cast, get_args
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import DAG, BaseOperator
 from pydantic import BaseModel, ValidationError
 
 from airflow_multideploy.core.catalog import lines
@@ -116,6 +116,16 @@ def named(task_id: str, **names: str) -> None:
         else:
             continue
         raise SpecError(f"{task_id}: {key}: {why}")
+
+
+def hurried(dag: DAG) -> str:
+    """Why no release can be made in runs of this DAG; an empty text when it can."""
+    if dag.dagrun_timeout is None:
+        return ""
+    return (
+        f"{dag.dag_id}: dagrun_timeout: a run that it ends skips its rollbacks; leave it out: a deploy's timeout and "
+        "rollback_timeout (seconds) are deadlines for rollout and way back"
+    )
 
 
 def templated(*values: object) -> bool:

@@ -26,7 +26,7 @@ from airflow_multideploy.core.models import Edge
 from airflow_multideploy.core.plan import Plan, release_id
 from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.core.status import TargetResult, result_of
-from airflow_multideploy.operators.by_hand import Checked, named, own_arguments, pinned, templated
+from airflow_multideploy.operators.by_hand import Checked, hurried, named, own_arguments, pinned, templated
 from airflow_multideploy.operators.retry import BY_ERROR_CLASS
 from airflow_multideploy.operators.state import (
     Final,
@@ -215,7 +215,10 @@ class DeployOperator(Checked):
     def begin(self, context: Context) -> Callable[[], dict[str, Any]]:
         """Start the rollout; what is returned waits for its end, and gives the target's result document."""
         found: Any = ((task.task_id, getattr(task, "tasks", None)) for task in self.dag.tasks)
-        after = (task_id for task_id, tasks in found if isinstance(tasks, dict) and self.task_id in tasks.values())
+        after = [task_id for task_id, tasks in found if isinstance(tasks, dict) and self.task_id in tasks.values()]
+        if after and (why := hurried(self.dag)):  # by a cluster's policy, which comes after all checks
+            self._push(context, TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED, reason=why))
+            raise Final(why)
         if self._clear is None and (why := cleared_alone(self, context, after)):
             self._push(context, TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED, reason=why))
             raise Final(f"{self.service_name}/{self.target}: {why}: else nobody judges this rollout, or takes it back")

@@ -20,7 +20,7 @@ from airflow_multideploy.core.rollout import CONTINUABLE
 from airflow_multideploy.core.status import Status, TargetResult
 from airflow_multideploy.core.verdict import Rules, Verdict, judge, table
 from airflow_multideploy.notifications import notify
-from airflow_multideploy.operators.by_hand import Checked, model, own_arguments, policy_of, strategy_of
+from airflow_multideploy.operators.by_hand import Checked, hurried, model, own_arguments, policy_of, strategy_of
 from airflow_multideploy.operators.deploy import DeployOperator, outcome_of
 from airflow_multideploy.operators.promotion import tell
 from airflow_multideploy.operators.state import (
@@ -161,11 +161,8 @@ class ReleaseOperator(Checked):
 
         :raises SpecError: the DAG has what breaks a release.
         """
-        if self.dag is not None and self.dag.dagrun_timeout is not None:
-            raise SpecError(
-                f"{self.dag_id}: dagrun_timeout: a run that it ends skips its rollbacks; leave it out: a deploy's "
-                "timeout and rollback_timeout (seconds) are deadlines for rollout and way back"
-            )
+        if self.dag is not None and (why := hurried(self.dag)):
+            raise SpecError(why)
 
     def judge(self, context: Context, *, final: bool = True, choice: Choice | None = None) -> Verdict:
         """The verdict as it is now: from the journals, and from XCom for targets that have none in this run.

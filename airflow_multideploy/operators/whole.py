@@ -14,7 +14,7 @@ _HEED_FAILURE = ("all_success", "none_failed", "none_failed_min_one_success")
 
 def flaw(finalize: FinalizeOperator, dag: DAG) -> str:
     """What would break the release that this task ends, with the remedy; an empty text where nothing does."""
-    return _forgotten(dag) or _rewired(finalize, dag) or _early(finalize) or _green(finalize, dag)
+    return _forgotten(dag) or _rewired(finalize, dag) or _early(finalize, dag) or _green(finalize, dag)
 
 
 def _forgotten(dag: DAG) -> str:
@@ -40,8 +40,8 @@ def _rewired(finalize: FinalizeOperator, dag: DAG) -> str:
     return ""
 
 
-def _early(finalize: FinalizeOperator) -> str:
-    own = {finalize.task_id, *finalize.upstream_task_ids}
+def _early(finalize: FinalizeOperator, dag: DAG) -> str:
+    own = {task.task_id for task in dag.tasks if isinstance(task, ReleaseOperator)} | finalize.upstream_task_ids
     for task in finalize.upstream_list:
         ours = isinstance(task, ReleaseOperator) or task.task_id == finalize.ended_task_id
         for after in sorted(task.downstream_task_ids - own) if ours else ():

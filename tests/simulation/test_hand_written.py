@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -151,6 +152,15 @@ def test_one_release_after_another_is_not_started_when_the_first_is_not_good(sta
     run = stage.run()
     assert (run.state, run.value("cart.finalize")["status"]) == ("failed", "not_started")
     assert set(stage.live().values()) == {"1"}
+
+
+def test_nothing_is_written_in_a_run_that_a_policy_of_the_cluster_may_cut_off(stage: Stage) -> None:
+    finish([stage.deploy("a")])
+    stage.dag.dagrun_timeout = timedelta(hours=1)
+    run = stage.run()
+    end = run.value("finalize")
+    assert (run.state, end["status"], stage.world.calls) == ("failed", "not_started", [])
+    assert "dagrun_timeout: a run that it ends skips its rollbacks" in end["reason"]
 
 
 def test_two_releases_keep_two_records(stage: Stage) -> None:
