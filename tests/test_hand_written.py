@@ -360,6 +360,13 @@ def test_the_defaults_of_a_dag_do_not_keep_anything_from_going_back() -> None:
     assert {dag.get_task(name).execution_timeout for name in ("a", "aggregate_status", "rollback.a")} == {None}
 
 
+def test_a_deploy_that_is_taken_for_dead_has_another_try_unless_somebody_says_otherwise(dag: DAG) -> None:
+    tries = [deploy("a"), deploy("b", retries=0)]
+    with DAG("other", schedule=None, default_args={"retries": 7, "retry_delay": timedelta(seconds=9)}):
+        tries.append(deploy("c"))
+    assert [(task.retries, task.retry_delay.total_seconds()) for task in tries] == [(2, 5), (0, 5), (7, 9)]
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,9 @@ ROLLOUT = "rollout"
 CONSOLE = "console_url"
 EVERYBODYS = "default_pool"
 """Airflow's own pool, in which a task runs that names none."""
+AGAIN: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=5)}
+"""Unless task or DAG say otherwise: Airflow can take a task for dead that is resumed quickly, and without another try a
+release would go back for that."""
 LONG = 60.0
 """Seconds of a bake for which no worker is held, whichever try of the task it is."""
 
@@ -150,6 +153,8 @@ class DeployOperator(Checked):
     ) -> None:
         own_arguments(type(self), kwargs)
         kwargs.setdefault("retry_policy", BY_ERROR_CLASS)
+        of_the_dag = kwargs.get("default_args") or {}
+        kwargs |= {key: value for key, value in AGAIN.items() if key not in kwargs and key not in of_the_dag}
         super().__init__(**kwargs)
         if self.get_closest_mapped_task_group() is not None:
             self.partial(task_id=self.task_id)

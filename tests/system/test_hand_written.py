@@ -89,6 +89,7 @@ def test_groups_with_an_edge_between_them_go_back_in_order(hand: Stage) -> None:
     assert (state, result["status"]) == ("failed", "rolled_back"), result
     back = {each["target"]: each for each in result["results"]}
     assert back.keys() == {"eu.aws", "us.gcp", "us.onprem"}
+    assert all(each["touched"] for each in back.values()), result
     for target in ("us.gcp", "us.onprem"):
         assert back[target]["rollback_ended_at"] <= back["eu.aws"]["rollback_started_at"]
         assert back["eu.aws"]["ended_at"] <= back[target]["started_at"]
