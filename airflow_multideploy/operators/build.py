@@ -12,7 +12,8 @@ from airflow_multideploy import registry
 from airflow_multideploy.builder import ImageBuilder
 from airflow_multideploy.core.decisions import Built
 from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import Build
+from airflow_multideploy.core.models import Artifact, Build
+from airflow_multideploy.operators.by_hand import model, templated
 from airflow_multideploy.operators.state import decisions, journal_asset, pull_plan
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class BuildImageOperator(BaseOperator):
         super().__init__(**kwargs)
         if plan_task_id is None and (image is None or version is None):
             raise ValueError(f"{self.task_id}: give image and version, or plan_task_id")
+        if plan_task_id is None and not templated(image):
+            model(self.task_id, Artifact, {"image": image})
         self.image = image
         self.version = version
         self.build = build

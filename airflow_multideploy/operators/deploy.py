@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, ClassVar, NoReturn
 
-from airflow.sdk import BaseOperator, BaseOperatorLink, Context
+from airflow.sdk import BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_multideploy.core.checks import Check
@@ -27,6 +27,7 @@ from airflow_multideploy.core.models import Edge
 from airflow_multideploy.core.plan import Plan, release_id
 from airflow_multideploy.core.rollout import Rollout
 from airflow_multideploy.core.status import TargetResult, result_of
+from airflow_multideploy.operators.by_hand import Checked, hurried, named, own_arguments, pinned, templated
 from airflow_multideploy.operators.retry import BY_ERROR_CLASS
 from airflow_multideploy.operators.state import (
     Final,
@@ -54,6 +55,9 @@ EVERYBODYS = "default_pool"
 """Airflow's own pool, in which a task runs that names none."""
 EARLY = 3.0
 """Seconds between two looks at a deploy that has to end first."""
+AGAIN: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=5)}
+"""Unless task or DAG say otherwise: Airflow can take a task for dead that is resumed quickly, and without another try a
+release would go back for that."""
 LONG = 60.0
 """Seconds of a bake for which no worker is held, whichever try of the task it is."""
 
@@ -88,7 +92,7 @@ def outcome_of(context: Context, dag_id: str, service: str, target: str, task_id
     return said if gone and said.phase is Phase.SKIPPED else result_of(entry, critical=True)
 
 
-class DeployOperator(BaseOperator):
+class DeployOperator(Checked):
     """Releases one version to one target, waits until that version serves, and journals all of it.
 
     Each platform derives a class with typed arguments. In a hand-written DAG give ``version`` and ``image``; in a DAG
@@ -96,10 +100,10 @@ class DeployOperator(BaseOperator):
     that does not answer is.
 
     :param config: the target's settings as in the catalog.
-    :param version: what is released.
-    :param image: full image reference; default: the plan's.
+    :param version: what is released; default: the image's tag, else its digest.
+    :param image: image reference; without tag and digest, the version is its tag. Default: the plan's.
     :param service_name: name of the service in journal and messages; default: the DAG's id.
-    :param target: name of the target; default: the task's id.
+    :param target: name of the target; default: the task's id, with those of its TaskGroups.
     :param force: write even when the release is live, in doubt, or known as bad.
     :param deferrable: wait in the triggerer (default) or in the worker. A rollout in a pool is waited for in the worker
         in any case: Airflow gives the slot of a deferred task away when it resumes.
@@ -153,8 +157,17 @@ class DeployOperator(BaseOperator):
         custom_name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        own_arguments(type(self), kwargs)
         kwargs.setdefault("retry_policy", BY_ERROR_CLASS)
+        of_the_dag = kwargs.get("default_args") or {}
+        kwargs |= {key: value for key, value in AGAIN.items() if key not in kwargs and key not in of_the_dag}
         super().__init__(**kwargs)
+        if self.get_closest_mapped_task_group() is not None:
+            self.partial(task_id=self.task_id)
+        service_name, target = service_name or self.dag_id, target or self.task_id
+        named(self.task_id, service_name=service_name, target=target)
+        if plan_task_id is None and image and not templated(image, version):
+            pinned(self.task_id, image, version)
         common = {
             "timeout": timeout,
             "rollback_timeout": rollback_timeout,
@@ -166,7 +179,7 @@ class DeployOperator(BaseOperator):
         given = {"platform": self.kind, **(config or {}), **common} if self.kind else {**(config or {}), **common}
         own = {key: value for key, value in given.items() if value is not None}
         if own and "{{" not in str(own):
-            adapter(own, service=service_name or self.dag_id, target=target or self.task_id)
+            adapter(own, service=service_name, target=target)
         # Past Airflow's own __setattr__, for which a large catalog pays when it is parsed.
         vars(self).update(
             config=own,
@@ -174,8 +187,8 @@ class DeployOperator(BaseOperator):
             image=image,
             reason=reason,
             force=force,
-            service_name=service_name or self.dag_id,
-            target=target or self.task_id,
+            service_name=service_name,
+            target=target,
             deferrable=deferrable,
             plan_task_id=plan_task_id,
             build_task_id=build_task_id,
@@ -188,6 +201,14 @@ class DeployOperator(BaseOperator):
         if custom_name:
             self.custom_operator_name = custom_name
         self.inlets = [*self.inlets, journal_asset(self.service_name)]
+
+    def prepare_template(self) -> None:
+        """Airflow asks for it once the DAG is whole.
+
+        :raises SpecError: nothing says what is released.
+        """
+        if self.plan_task_id is None and not self.image:
+            pinned(self.task_id, self.image, self.version)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the rollout, wait for it, and return the target's result document."""
@@ -204,7 +225,10 @@ class DeployOperator(BaseOperator):
 
     def begin(self, context: Context) -> Callable[[], dict[str, Any]]:
         """Start the rollout; what is returned waits for its end, and gives the target's result document."""
-        after = (task.task_id for task in self.dag.tasks if self.task_id in getattr(task, "tasks", {}).values())
+        found: Any = ((task.task_id, getattr(task, "tasks", None)) for task in self.dag.tasks)
+        after = [task_id for task_id, tasks in found if isinstance(tasks, dict) and self.task_id in tasks.values()]
+        if after and (why := hurried(self.dag)):  # by a cluster's policy, which comes after all checks
+            self._refuse(context, why)
         if self._clear is None and (why := cleared_alone(self, context, after)):
             self._refuse(context, why, "else nobody judges this rollout, or takes it back")
         try:
@@ -355,7 +379,7 @@ class DeployOperator(BaseOperator):
         platform = str(plan.config(self.target)["platform"])
         if closed(plan, self._clock.time(), platforms=platforms_of(plan)) is None:
             return ""
-        tasks = {t.target: t.task_id for t in (self.dag.tasks if self.dag else [self]) if isinstance(t, DeployOperator)}
+        tasks = {t.target: t.task_id for t in self._of_this_service()}
         ends = {t: outcome_of(context, self.dag_id, self.service_name, t, task_id) for t, task_id in tasks.items()}
         # What was put back, in a run that a person has cleared since, begins anew.
         begun = {target for target, end in ends.items() if end.touched and end.phase is not Phase.ROLLED_BACK}
@@ -377,13 +401,22 @@ class DeployOperator(BaseOperator):
         """Go on after a wait for a window."""
         return self.execute(context)
 
+    def _of_this_service(self) -> list[DeployOperator]:
+        tasks = self.dag.tasks if self.dag else [self]
+        return [t for t in tasks if isinstance(t, DeployOperator) and t.service_name == self.service_name]
+
     def _own_release(self, context: Context) -> Release:
-        if not self.image:
-            raise Final(f"{self.task_id}: image: missing; give the full image reference")
+        try:
+            image, version, digest = pinned(self.task_id, self.image, self.version)
+        except SpecError as error:
+            said = TargetResult(target=self.target, phase=Phase.FAILED, deployed=Phase.FAILED, reason=str(error))
+            self._push(context, said)
+            raise Final(str(error)) from error
         return Release(
             service=self.service_name,
-            version=self.version or self.image.rpartition(":")[2],
-            image=self.image,
+            version=version,
+            image=image,
+            digest=digest,
             release_id=release_id(self.dag_id, context["run_id"]),
             reason=self.reason,
             force=self.force,
@@ -399,7 +432,7 @@ class DeployOperator(BaseOperator):
         return Siblings(
             dag_id=self.dag_id,
             run_id=context["run_id"],
-            tasks={t.target: t.task_id for t in self.dag.tasks if isinstance(t, DeployOperator) and t is not self},
+            tasks={t.target: t.task_id for t in self._of_this_service() if t is not self},
             rule=plan.fail_fast(),
         )
 

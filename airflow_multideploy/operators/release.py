@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_multideploy import variables
 from airflow_multideploy.core.contract import Release
-from airflow_multideploy.core.errors import ReleaseFailed, Unreadable
+from airflow_multideploy.core.errors import ReleaseFailed, SpecError, Unreadable
 from airflow_multideploy.core.gate import Choice
 from airflow_multideploy.core.journal import GOOD, Entry, Phase
 from airflow_multideploy.core.ledger import Approval, TargetRecord
@@ -20,6 +20,7 @@ from airflow_multideploy.core.rollout import CONTINUABLE
 from airflow_multideploy.core.status import Status, TargetResult, result_of
 from airflow_multideploy.core.verdict import Rules, Verdict, judge, table
 from airflow_multideploy.notifications import notify
+from airflow_multideploy.operators.by_hand import Checked, hurried, model, own_arguments, policy_of, strategy_of
 from airflow_multideploy.operators.deploy import DeployOperator, outcome_of
 from airflow_multideploy.operators.promotion import tell
 from airflow_multideploy.operators.state import (
@@ -47,7 +48,41 @@ REFUSED = "refused"
 """XCom key under which a plan or a build says why nothing starts."""
 
 
-class ReleaseOperator(BaseOperator):
+def checked(place: str, deploys: Sequence[DeployOperator], policy: Policy) -> str:
+    """The service that these deploys release, by one policy.
+
+    :raises SpecError: they are no release.
+    """
+    if not deploys:
+        raise SpecError(f"{place}: deploys: empty; give the release's deploy tasks")
+    for deploy in deploys:
+        if not isinstance(deploy, DeployOperator):
+            name = getattr(deploy, "task_id", type(deploy).__name__)
+            raise SpecError(
+                f"{place}: deploys: {name!s:.250} is no deploy task; give those alone, and wire others with >>"
+            )
+    if len(services := sorted({deploy.service_name for deploy in deploys})) > 1:
+        raise SpecError(
+            f"{place}: deploys: are of {len(services)} services ({', '.join(services)}), and a release is of one; call "
+            "finish once for each service, or give all of them one service_name"
+        )
+    by_target = {deploy.target: deploy for deploy in deploys}
+    for deploy in deploys:
+        if (other := by_target[deploy.target]) is not deploy:
+            raise SpecError(
+                f"{place}: deploys: {deploy.task_id} and {other.task_id} both have the target {deploy.target!r}; give "
+                "each a target of its own"
+            )
+    if isinstance(policy, AtLeast) and policy.at_least > len(deploys):
+        raise SpecError(
+            f"{place}: policy.at_least: {policy.at_least} is more than the {len(deploys)} deploys; lower it"
+        )
+    if policy == "critical" and all(deploy.config.get("critical") is False for deploy in deploys):
+        raise SpecError(f"{place}: policy: critical, but every deploy is marked critical=False; mark one True")
+    return services[0]
+
+
+class ReleaseOperator(Checked):
     """Base of the tasks that look at a release as a whole.
 
     :param deploys: the deploy tasks of this release.
@@ -62,6 +97,7 @@ class ReleaseOperator(BaseOperator):
     :param approve_task_id: the task in which somebody approves the release, when there is one.
     :param aggregate_task_id: the task whose verdict the later ones follow.
     :param decide_task_id: the task in which a person picks, when there is one: then its verdict comes first.
+    :param ended_task_id: the mark that the deploys have ended, see `ENDED`.
     """
 
     service_name: str
@@ -74,6 +110,7 @@ class ReleaseOperator(BaseOperator):
     default: Choice
     aggregate_task_id: str
     decide_task_id: str | None
+    ended_task_id: str
 
     def _init(
         self,
@@ -89,29 +126,45 @@ class ReleaseOperator(BaseOperator):
         approve_task_id: str | None = None,
         aggregate_task_id: str = "aggregate_status",
         decide_task_id: str | None = None,
+        ended_task_id: str = ENDED,
         **kwargs: Any,
     ) -> None:
         """What each constructor begins with. Were it one itself, Airflow would merge the DAG's defaults once more for
         each task, for which a large catalog pays when it is parsed."""
+        place = own_arguments(type(self), kwargs)
         kwargs.setdefault("trigger_rule", "all_done")
+        kwargs |= {"depends_on_past": False, "wait_for_downstream": False}  # whatever the DAG's defaults ask of deploys
         super().__init__(**kwargs)
-        if not deploys:
-            raise ValueError(f"{self.task_id}: deploys: empty; give the release's deploy tasks")
+        chosen = policy_of(place, policy)
+        service = checked(place, deploys, chosen)
+        if service_name not in (None, service):
+            raise SpecError(
+                f"{place}: service_name: is {service_name!r:.200}, and the deploys release {service!r}; give the "
+                f"deploys service_name={service_name!r:.200}"
+            )
         self.is_teardown = True
-        chosen = AtLeast.model_validate(policy) if isinstance(policy, Mapping) else policy
         # Past Airflow's own __setattr__, for the same reason.
         vars(self).update(
-            service_name=service_name or deploys[0].service_name,
+            service_name=service,
             tasks={deploy.target: deploy.task_id for deploy in deploys},
-            rules=Rules(policy=chosen, strategy=strategy, keep_on_cancel=keep_on_cancel),
+            rules=Rules(policy=chosen, strategy=strategy_of(place, strategy), keep_on_cancel=keep_on_cancel),
             plan_task_id=plan_task_id,
             build_task_id=build_task_id,
             approve_task_id=approve_task_id,
             default=default,
             aggregate_task_id=aggregate_task_id,
             decide_task_id=decide_task_id,
+            ended_task_id=ended_task_id,
         )
         self.inlets = [*self.inlets, journal_asset(self.service_name)]
+
+    def prepare_template(self) -> None:
+        """Airflow asks for it once the DAG is whole.
+
+        :raises SpecError: the DAG has what breaks a release.
+        """
+        if self.dag is not None and (why := hurried(self.dag)):
+            raise SpecError(why)
 
     def judge(self, context: Context, *, final: bool = True, choice: Choice | None = None) -> Verdict:
         """The verdict as it is now: from the journals, and from XCom for targets that have none in this run.
@@ -220,9 +273,9 @@ class ReleaseOperator(BaseOperator):
         """
         if (earlier := self._decided(context)) is not None:
             return bool(earlier["cancelled"])
-        run_id = context["run_id"]
-        states = context["ti"].get_task_states(dag_id=self.dag_id, task_ids=[ENDED], run_ids=[run_id]).get(run_id, {})
-        return str(states.get(ENDED)) == "skipped"
+        run_id, mark = context["run_id"], self.ended_task_id
+        states = context["ti"].get_task_states(dag_id=self.dag_id, task_ids=[mark], run_ids=[run_id]).get(run_id, {})
+        return str(states.get(mark)) == "skipped"
 
     def _refused(
         self, context: Context, plan: Plan | None, results: Mapping[str, TargetResult], *, cancelled: bool
@@ -257,18 +310,20 @@ class ReleaseOperator(BaseOperator):
         return own_entry(context, self.dag_id, self.service_name, target)
 
     def _configs(self, context: Context, plan: Plan | None) -> dict[str, TargetConfig]:
-        """By the plan; without one what the journals hold, with the dependencies that the DAG's own edges show."""
+        """By the plan; without one what the journals hold, with the dependencies that the DAG's own edges show, also
+        those that lead through other tasks."""
         if plan is not None:
             return {
                 target: common_config(plan.config(target)) for target in {**self.tasks, **dict.fromkeys(plan.selected)}
             }
         configs = {}
         for target, task_id in self.tasks.items():
-            upstream = self.dag.get_task(task_id).upstream_task_ids if self.dag else set()
-            edges = [Edge(target=t).model_dump() for t, other in self.tasks.items() if other in upstream]
+            upstream = self.dag.get_task(task_id).get_flat_relative_ids(upstream=True) if self.dag else set()
+            # Not validated: a target is called here as tasks are, which in a catalog is no name.
+            edges = tuple(Edge.model_construct(target=t) for t, other in self.tasks.items() if other in upstream)
             entry = self._entry(context, target)
-            known = dict(entry.config) if entry else {"platform": "", "conn_id": "-"}
-            configs[target] = common_config({**known, "depends_on": edges or known.get("depends_on", [])})
+            config = common_config(entry.config if entry else {})
+            configs[target] = config.model_copy(update={"depends_on": edges}) if edges else config
         return configs
 
     def _go_on(self, context: Context, verdict: Verdict, tasks: Mapping[str, str]) -> None:
@@ -326,11 +381,20 @@ class FinalizeOperator(ReleaseOperator):
 
     def __init__(self, *, notify: Sequence[Mapping[str, Any]] = (), **kwargs: Any) -> None:
         self._init(**kwargs)
-        self._notifiers = tuple(Notify.model_validate(settings).model_dump(mode="json") for settings in notify)
+        told = [model(self.task_id, Notify, each, prefix=f"notify[{n}]") for n, each in enumerate(notify)]
+        self._notifiers = tuple(each.model_dump(mode="json") for each in told)
         self.on_failure_fail_dagrun = True
         self._clock = TaskClock()
         assets = service_asset(self.service_name), *(target_asset(self.service_name, each) for each in self.tasks)
         self.outlets = [*self.outlets, *assets]
+
+    def prepare_template(self) -> None:
+        """As every task of a release; and what was wired after these were made does not undo what they are for."""
+        super().prepare_template()
+        from airflow_multideploy.operators.whole import flaw  # knows this module
+
+        if self.dag is not None and (why := flaw(self, self.dag)):
+            raise SpecError(why)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Judge again, now with the rollbacks; fail unless the release is good.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import BaseOperator, TaskGroup, TriggerRule
+from airflow.sdk import DAG, BaseOperator, TaskGroup, TriggerRule
+from airflow.sdk.definitions._internal.contextmanager import TaskGroupContext
 
+from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.models import Policy, Rollback, Service, Strategy
+from airflow_multideploy.operators.by_hand import airflows, known, model, policy_of, strategy_of
 from airflow_multideploy.operators.deploy import DeployOperator
-from airflow_multideploy.operators.release import ENDED, AggregateStatusOperator, FinalizeOperator
+from airflow_multideploy.operators.release import ENDED, AggregateStatusOperator, FinalizeOperator, checked
 from airflow_multideploy.operators.rollback import RollbackOperator
 
 FIRST: dict[str, Any] = {"priority_weight": 2, "weight_rule": "absolute"}
@@ -22,6 +27,11 @@ apart: an api-server or a database that restarts must not cost a release its ver
 LONGEST = timedelta(seconds=60)
 """Between two tries, where there are more of them."""
 APPROVE, DECIDE = "approve", "decide"
+AGGREGATE, ROLLBACK, FINALIZE = "aggregate_status", "rollback", "finalize"
+_FIXED = frozenset(
+    {"task_id", "task_group", "trigger_rule", "depends_on_past", "wait_for_downstream", "execution_timeout"}
+)
+"""Arguments of tasks that are what they are, whoever asks."""
 RETRIES = 10
 """At least so often a person may ask for a retry."""
 HOUR = 3600.0
@@ -72,7 +82,7 @@ def finish(
     plan_task_id: str | None = None,
     build_task_id: str | None = None,
     approve_task_id: str | None = None,
-    group: str = "rollback",
+    group: str | None = None,
     deferrable: bool = True,
     pools: Mapping[str, str] | None = None,
     retries: int = 2,
@@ -81,15 +91,31 @@ def finish(
     """The tail of a release: a mark that the deploys have ended, aggregate, rollbacks in the reverse order of the
     deploys, finalize; wired and returned.
 
-    :param deploys: the deploy tasks, already wired among each other.
+    What waits for the release waits for what is returned. A DAG may release several services, each with its own tail.
+
+    :param deploys: all deploy tasks of one service, already wired among each other.
     :param manual: for the strategy of that name ``users``, ``timeout`` and ``default``, as in a catalog's ``rollback``.
+    :param group: the TaskGroup, made or there already, in which these tasks stand; default: none, and for the second
+        tail of a DAG the one called like its service.
     :param pools: by target, the Airflow pool in which its rollback runs, before any deploy that waits for a slot there.
     :param retries: of the rollbacks; aggregate and finalize have `PATIENT` at least.
     :param operator_args: of every task that is made here, such as ``owner``.
     :param notify: who is told how it ended, each as `ReleaseNotifier` is made.
-    :raises ValueError: called inside a TaskGroup, which would change the ids by which these tasks know each other.
+    :raises SpecError: what is asked for is no release; with the remedy.
     """
-    asked = Rollback.model_validate({"strategy": strategy, **(manual or {})})
+    deploys = list(deploys) if isinstance(deploys, Iterable) else [deploys]
+    service = checked("finish", deploys, policy_of("finish", policy))
+    _allowed(operator_args, strategy, manual, set(pools or ()) - {deploy.target for deploy in deploys})
+    asked = model("finish", Rollback, {"strategy": strategy, **(manual or {})}, prefix="manual")
+    if deploys[0].get_dag() is None:
+        raise SpecError(f"finish: {deploys[0].task_id} is in no DAG; make the deploys in the DAG's with block")
+    dag: DAG = deploys[0].dag
+    for other in dag.tasks:
+        if isinstance(other, FinalizeOperator) and other.service_name == service:
+            raise SpecError(
+                f"finish: {other.task_id} ends a release of {service!r} already; give all its deploys to one finish, "
+                "or others a service_name of their own"
+            )
     common: dict[str, Any] = {
         "deploys": deploys,
         "policy": policy,
@@ -99,43 +125,85 @@ def finish(
         "plan_task_id": plan_task_id,
         "build_task_id": build_task_id,
         "approve_task_id": approve_task_id,
-        "decide_task_id": DECIDE if strategy == "manual" else None,
         "retry_delay": timedelta(seconds=5),
         "retry_exponential_backoff": 2.0,
         **({"max_retry_delay": LONGEST} if retries > PATIENT else {}),
         **operator_args,
     }
-    ids = {deploy.target: f"{group}.{deploy.target}" for deploy in deploys}
-    head = _head(ids, asked, notify, retries, common)
-    finalize = FinalizeOperator(task_id="finalize", retries=max(retries, PATIENT), notify=notify, **common)
-    with TaskGroup(group, tooltip="what goes back when the release does not reach its policy") as backs:
-        if backs.group_id != group:
-            raise ValueError(f"finish: makes {group!r} inside another TaskGroup; call it outside, once per DAG")
-        rollbacks = {
-            deploy.task_id: RollbackOperator(
-                task_id=deploy.target,
-                target=deploy.target,
-                deferrable=deferrable and deploy.target not in (pools or {}),  # as in `DeployOperator`
-                retries=retries,
-                **({"pool": pools[deploy.target], **FIRST} if pools and deploy.target in pools else {}),
-                **common,
-            )
-            for deploy in deploys
-        }
-    # With a callback it would be a task with a process, and no mark of one moment.
-    silent = {"on_execute_callback": None, "on_success_callback": None}
-    ended = EmptyOperator(task_id=ENDED, trigger_rule="all_done", **{**operator_args, **silent})
+    with dag, _place(dag, group, service) as level:
+        common["aggregate_task_id"], common["ended_task_id"] = level.child_id(AGGREGATE), level.child_id(ENDED)
+        common["decide_task_id"] = level.child_id(DECIDE) if strategy == "manual" else None
+        with TaskGroup(ROLLBACK, tooltip="what goes back when the release does not reach its policy"):
+            rollbacks = {
+                deploy.task_id: RollbackOperator(
+                    target=deploy.target,
+                    deferrable=deferrable and deploy.target not in (pools or {}),  # as in `DeployOperator`
+                    retries=retries,
+                    **{
+                        **common,
+                        "task_id": deploy.target,
+                        **({"pool": pools[deploy.target], **FIRST} if pools and deploy.target in pools else {}),
+                    },
+                )
+                for deploy in deploys
+            }
+        ids = {back.target: back.task_id for back in rollbacks.values()}
+        head = _head(ids, asked, notify, retries, common)
+        finalize = FinalizeOperator(task_id=FINALIZE, retries=max(retries, PATIENT), notify=notify, **common)
+        # With a callback it would be a task with a process, and no mark of one moment.
+        silent = {"on_execute_callback": None, "on_success_callback": None}
+        past = {"depends_on_past": False, "wait_for_downstream": False}
+        ended = EmptyOperator(task_id=ENDED, trigger_rule="all_done", **{**operator_args, **silent, **past})
     _wire(deploys, ended, head, rollbacks, finalize)
     return finalize
+
+
+def _allowed(
+    operator_args: Mapping[str, Any], strategy: object, manual: Mapping[str, Any] | None, strangers: set[str]
+) -> None:
+    """
+    :param strangers: names of no target that stand in ``pools``.
+    """
+    if "service_name" in operator_args:
+        raise SpecError("finish: service_name: is what the deploys say; give it to each of them")
+    if not operator_args.keys() <= airflows():
+        known("finish", operator_args, airflows().union(inspect.signature(finish).parameters))
+    for key in sorted(_FIXED & operator_args.keys()):
+        raise SpecError(
+            f"finish: {key}: is set by finish, so that its tasks run whatever becomes of others; leave it out"
+        )
+    strategy_of("finish", strategy)
+    if strategy != "manual" and (said := sorted(key for key, value in (manual or {}).items() if value)):
+        raise SpecError(f"finish: manual.{said[0]}: nobody is asked with this strategy; set strategy='manual'")
+    for target in sorted(strangers):
+        raise SpecError(f"finish: pools: none of the deploys has the target {target!r}; name one that has")
+
+
+@contextmanager
+def _place(dag: DAG, group: str | None, service: str) -> Iterator[Any]:
+    """The TaskGroup in which a release's tail stands.
+
+    :raises SpecError: called inside another one.
+    """
+    if TaskGroupContext.get_current(dag) is not dag.task_group:
+        raise SpecError(
+            f"finish: makes {ROLLBACK!r} inside another TaskGroup; call it outside: group= puts its tasks into one"
+        )
+    if group is None and FINALIZE in dag.task_dict:
+        group = service.replace(".", "_")
+    if group is None:
+        yield dag.task_group
+        return
+    there = dag.task_group.children.get(group)
+    with there if isinstance(there, TaskGroup) else TaskGroup(group) as inner:
+        yield inner
 
 
 def _head(
     ids: Mapping[str, str], asked: Rollback, notify: Sequence[Mapping[str, Any]], retries: int, common: dict[str, Any]
 ) -> list[BaseOperator]:
     """What decides which rollbacks run: aggregate, and the person who picks, with strategy ``manual``."""
-    aggregate = AggregateStatusOperator(
-        task_id="aggregate_status", rollbacks=ids, retries=max(retries, PATIENT), **common
-    )
+    aggregate = AggregateStatusOperator(task_id=AGGREGATE, rollbacks=ids, retries=max(retries, PATIENT), **common)
     if asked.strategy != "manual":
         return [aggregate]
     from airflow_multideploy.operators.decide import DecideOperator  # most services do without what it imports

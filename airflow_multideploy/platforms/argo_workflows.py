@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -131,7 +132,7 @@ shop:
 
     def _key(self, name: str) -> str:
         """A workflow's name, which has to be a DNS label."""
-        target = self.target.replace("_", "-")
+        target = re.sub(r"[^a-z0-9-]", "-", self.target.lower()).strip("-")  # by hand, it is called as tasks are
         if target != self.target or len(target) > _LONGEST:
             target = f"{target[: _LONGEST - 7]}-{hashlib.sha256(self.target.encode()).hexdigest()[:6]}"
         return f"{name}-{target}"

@@ -66,6 +66,15 @@ class PlatformContract(Driver):
         if self.server:
             assert world.calls_of(stand_in.kind, writes=True), "the stand-in records no call that writes"
 
+    def test_service_and_target_may_be_called_like_tasks(self, stand_in: StandIn, mode: str) -> None:
+        """In a hand-written DAG they are: large letters, dots, as long as you like."""
+        self.service, self.target = "Release_shop.EU", "EU.aws_1." + "x" * 120
+        snapshot, handle, release = self.start(stand_in)
+        assert self.wait(self.platform(stand_in), handle, mode).state is State.HEALTHY
+        assert stand_in.live(RESOURCE).image == NEW
+        self.undo(stand_in, release, snapshot, handle, mode)
+        assert stand_in.live(RESOURCE).image == OLD
+
     def test_not_healthy_before_the_new_revision_serves(self, stand_in: StandIn, mode: str) -> None:
         _, handle, _ = self.start(stand_in)
         platform = self.platform(stand_in)

@@ -32,6 +32,9 @@ class Whole(FakePlatform):
 
     _world: SandboxedWorld
 
+    def __init__(self, config: Any, *, service: str, target: str) -> None:
+        super().__init__(config, service="shop", target="t1")  # its place is called so, whoever asks
+
     def _begin(self, name: Any, of: Any = None) -> Any:
         sandbox = self._world.sandbox
         fault = sandbox.call_fault(KIND, name)
@@ -158,6 +161,13 @@ class SeedsNothing(Stubborn):
 # --- adapters that break the contract --------------------------------------------------------------------------------
 
 
+class TakesLabelsOnly(Whole):
+    def __init__(self, config: Any, *, service: str, target: str) -> None:
+        if target != target.lower():
+            raise ValueError(f"{service}/{target}: no label")
+        super().__init__(config, service=service, target=target)
+
+
 class DeploysOverDrift(Whole):
     def deploy(self, release: Release, snapshot: Snapshot) -> Handle:
         return super().deploy(release, self.snapshot())
@@ -280,6 +290,7 @@ BACK, LIVE = "test_deploy_then_rollback_restores", "test_deploying_what_is_live_
 
 MUTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deploys over drift": ("test_drift_before_the_deploy_is_refused", {"adapter": DeploysOverDrift}),
+    "takes labels only": ("test_service_and_target_may_be_called_like_tasks", {"adapter": TakesLabelsOnly}),
     "polls in deploy": (NEVER_ENDS, {"adapter": PollsInDeploy}),
     "waits in deploy": (NEVER_ENDS, {"adapter": WaitsInDeploy}),
     "raw error of snapshot": (REFUSED, {"adapter": raises_raw("snapshot")}),

@@ -274,7 +274,12 @@ def test_a_bad_request_is_refused(verb: str, path: str, query: Any, body: Any) -
 
 def test_the_operator_packs_its_arguments() -> None:
     operator = GcpAppEngineDeployOperator(
-        task_id="deploy", conn_id="gcp", project="proj-1", package="gs://b/shop-${version}.zip", image=NEW, version="1"
+        task_id="deploy",
+        conn_id="gcp",
+        project="proj-1",
+        package="gs://b/shop-${version}.zip",
+        image=NEW,
+        version="1.1.0",
     )
     assert operator.kind == KIND
     assert operator.config == {

@@ -342,7 +342,7 @@ def test_the_operator_packs_its_arguments() -> None:
         function="shop",
         package="gs://b/shop-${version}.zip",
         image=NEW,
-        version="1",
+        version="1.1.0",
     )
     assert {k: v for k, v in operator.config.items() if v is not None and k != "platform"} == {
         "conn_id": "gcp",

@@ -382,7 +382,7 @@ def test_the_operator_packs_its_arguments() -> None:
         location="europe-west1",
         service="shop",
         image=NEW,
-        version="1",
+        version="1.1.0",
     )
     assert operator.kind == "gcp_cloud_run"
     assert {k: v for k, v in operator.config.items() if v is not None and k != "platform"} == {

@@ -295,6 +295,6 @@ def test_what_the_schema_refuses(kind: Any, value: Any) -> None:
 
 
 def test_the_operator_packs_its_arguments() -> None:
-    operator = NomadDeployOperator(task_id="deploy", conn_id="dc", job="shop", task="web", image=NEW, version="1")
+    operator = NomadDeployOperator(task_id="deploy", conn_id="dc", job="shop", task="web", image=NEW, version="1.1.0")
     assert operator.kind == KIND
     assert operator.config == {"platform": KIND, "conn_id": "dc", "job": "shop", "task": "web"}

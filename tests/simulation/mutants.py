@@ -207,7 +207,7 @@ MUTANTS = (
     ),
     Mutant(
         "that the run was marked failed is not noticed",
-        ((RELEASE, 'return str(states.get(ENDED)) == "skipped"', "return False"),),
+        ((RELEASE, 'return str(states.get(mark)) == "skipped"', "return False"),),
     ),
     Mutant("nobody waits for a write that may land late", ((ROLLBACK, "LANDING = 35.0", "LANDING = 0.0"),)),
     Mutant(

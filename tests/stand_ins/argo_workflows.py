@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +26,8 @@ from tests.stand_ins.pipelines import Pipelines, Run
 
 _NAMESPACE = "ci"
 _PHASES = {"running": "Running", "succeeded": "Succeeded", "failed": "Failed", "stopped": "Failed"}
+_NAME = r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+"""What Argo takes as a workflow's name: it becomes a label of its pods."""
 _CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 429: 8, 500: 13}
 """HTTP status to gRPC code."""
 
@@ -124,6 +127,10 @@ class ArgoWorkflowsStandIn:
         template, options = body["resourceName"], body["submitOptions"]
         if body["resourceKind"] != "WorkflowTemplate" or template not in self.pipelines.known:
             raise HTTPException(404, f'workflowtemplates.argoproj.io "{template}" not found')
+        if not re.fullmatch(_NAME, options["name"]):  # as Kubernetes answers to the controller
+            raise HTTPException(
+                400, f'Workflow.argoproj.io "{options["name"]}" is invalid: metadata.name: Invalid value'
+            )
         if any(run.key == options["name"] for run in self.pipelines.all()):
             raise HTTPException(409, f'workflows.argoproj.io "{options["name"]}" already exists')
         given = dict(text.split("=", 1) for text in options["parameters"])
