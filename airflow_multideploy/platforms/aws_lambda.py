@@ -342,9 +342,6 @@ policy has to allow Lambda to pull.""",
         if alias is None or not mine:
             raise self._drift(alias, snapshot)
         if before is None:
-            if self.config.first_deploy == "leave":
-                left = "first-ever release: left in place, as configured"
-                return back.model_copy(update={"data": {"left": left}})
             yield from self._current("delete_alias", self._place)
         else:
             yield from self._lead(alias, before["version"], before["weights"], before["description"])

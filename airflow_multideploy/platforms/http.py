@@ -231,9 +231,6 @@ class Http(Platform[HttpConfig]):
 
     def _take_down(self, send: Send, values: Values, live: Live) -> Handle:
         """Undo a first-ever deploy, as the config says."""
-        if self.config.first_deploy == "leave":
-            left = "the first-ever deploy is left as it is (first_deploy: leave)"
-            return Handle(action="rollback", changed=False, data={"left": left})
         if self.config.remove is None:
             raise self.error(
                 "cannot roll back a first-ever deploy: there is nothing to go back to, and no request that removes it; "

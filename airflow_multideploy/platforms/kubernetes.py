@@ -47,7 +47,6 @@ from airflow_multideploy.platforms._kubernetes_documents import (
 )
 
 MANAGER = "multideploy"
-_LEFT = "first-ever release: left in place, as configured"
 _NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 
 
@@ -331,8 +330,6 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
         created = live["metadata"].get("annotations", {}).get(CREATED) == release.release_id
         if not created or not ours(live["spec"]["template"], release, snapshot, handle):
             raise self._drift("was not created by this release, or changed since")
-        if self.config.first_deploy == "leave":
-            return back.model_copy(update={"data": {"left": _LEFT}})
         yield (
             "delete_namespaced_deployment",
             {

@@ -168,15 +168,11 @@ class Ssh(Platform[SshConfig]):
 
     def observe(self, handle: Handle) -> Observation:
         """See `Platform.observe`."""
-        if handle.data.get("left"):
-            return _left(handle)
         with self._host.open() as run:
             return judge(handle, seen(run("look", LOOK, self._looking(handle.data.get("id")))), self.config)
 
     async def aobserve(self, handle: Handle) -> Observation:
         """See `Platform.aobserve`."""
-        if handle.data.get("left"):
-            return _left(handle)
         told = await self._host.arun("look", LOOK, self._looking(handle.data.get("id")))
         with self.understanding():
             return judge(handle, seen(told), self.config)
@@ -198,9 +194,6 @@ class Ssh(Platform[SshConfig]):
                     return back
             elif not _ours(now.live, release):
                 raise self._drift(now, snapshot)
-            if target is None and self.config.first_deploy == "leave":
-                left = "the first-ever release is left as it is (first_deploy: leave)"
-                return Handle(action="rollback", changed=False, data={"left": left})
             mode, known = "remove" if target is None else "back", (now.live, target)
             run("go", GO, self._going(release, id_=id_, mode=mode, target=target or "", known=known))
         return back
@@ -327,10 +320,6 @@ def _unit(  # noqa: PLR0911 - one for each state
         if code != 0 or said != expect:
             return say(State.PROGRESSING, f"{words}; check says {said!r} (exit code {code}), not {expect!r}", 0.9)
     return say(State.HEALTHY, words)
-
-
-def _left(handle: Handle) -> Observation:
-    return Observation(state=State.HEALTHY, reason=str(handle.data["left"]), verified=False)
 
 
 def _ours(live: str | None, release: Release) -> bool:

@@ -116,9 +116,6 @@ class TestRich(PlatformContract):
         with pytest.raises(PlatformError, match="configure remove:") as caught:
             platform.rollback(RELEASE, snapshot, handle)
         assert not caught.value.retryable
-        left = self.platform(stand_in, remove=None, first_deploy="leave").rollback(RELEASE, snapshot, handle)
-        assert left.changed is False
-        assert "left as it is" in platform.observe(left).reason
 
     def test_insisting_on_an_etag_that_is_not_there(self, stand_in: HttpStandIn) -> None:
         current = {"path": "/apps/shop/version", "image": "image"}
@@ -140,7 +137,7 @@ class TestPoorWithVersion(PlatformContract):
     test_failure_is_seen_early_with_the_platforms_reason = None
     test_rollback_of_nothing_is_verified_and_writes_nothing = None
     test_first_ever_deploy_and_its_rollback = None
-    test_a_failing_first_ever_deploy_can_be_left = None
+    test_a_failing_first_ever_deploy_and_its_rollback = None
     test_wrong_credentials_are_not_retryable = None  # its version address takes none
     test_a_second_deploy_of_one_release_makes_no_second_revision = None
 
