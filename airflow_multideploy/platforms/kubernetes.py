@@ -43,6 +43,7 @@ from airflow_multideploy.platforms._kubernetes_documents import (
     number_of,
     ours,
     restored,
+    selector_of,
     told_apart,
 )
 
@@ -58,7 +59,8 @@ class KubernetesDeploymentConfig(KubernetesConfig):
         release's repository, else the only one.
     :param restarts: of a container in ``CrashLoopBackOff``, from which on the rollout counts as failed.
     :param manifest: a Deployment as in ``kubectl apply``, created by the first-ever release when there is none; name,
-        namespace and image come from the target and the release. None: the Deployment has to exist.
+        namespace and image come from the target and the release. None: the Deployment has to exist. Pods that run
+        already and fit its selector, such as a StatefulSet's, are refused before anything is written.
     """
 
     platform: Literal["kubernetes"] = "kubernetes"
@@ -70,6 +72,8 @@ class KubernetesDeploymentConfig(KubernetesConfig):
     @field_validator("manifest")
     @classmethod
     def _whole(cls, manifest: Json | None) -> Json | None:
+        if manifest is not None and (kind := manifest.get("kind", "Deployment")) != "Deployment":
+            raise ValueError(f"is a {kind!s:.40}: this platform releases Deployments; use 'helm' or 'command' for it")
         if manifest is not None and (missing := missing_of(manifest)):
             raise ValueError(f"is no Deployment: it has no {missing}")
         return manifest
@@ -82,7 +86,9 @@ _MANUAL = Manual(
     "cluster set the target's `cluster`, and give a Connection of the cloud instead.",
     protocol="""
 1. Snapshot: `GET` the Deployment and its ReplicaSets. While a rollout is under way, it waits for its end, up to two
-   and a half minutes; of one that has failed, the template that still serves is the snapshot.
+   and a half minutes; of one that has failed, the template that still serves is the snapshot. Where there is none, the
+   pods that the `manifest` selects are listed, and any that runs is refused. (A StatefulSet or DaemonSet of the same name
+   with other labels is not seen: that would ask for further permissions.)
 2. Deploy: `PATCH` with server-side apply (`fieldManager=multideploy&force=true`): images, and the annotations
    `multideploy/release` and `multideploy/version` of the pod template; with uid and resourceVersion, so that an edit in
    between is a conflict, never overwritten.
@@ -170,6 +176,7 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
     def _snapshot(self, previous: Release | None) -> Steps[Snapshot]:
         live = yield from self._deployment()
         if live is None:
+            yield from self._alone()
             return Snapshot(exists=False, data={"uid": None, "found": None, "failing": False})
         seen = yield from self._seen(_handle(live))
         if seen.state is State.PROGRESSING:
@@ -203,6 +210,23 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
                 "number": number_of(live),
             },
         )
+
+    def _alone(self) -> Steps[None]:
+        """Refuse to create a Deployment beside what serves already under its labels."""
+        if self.config.manifest is None:
+            return
+        place = {"namespace": self.config.namespace}
+        listed = yield "list_namespaced_pod", {**place, "label_selector": selector_of(self.config.manifest)}
+        for pod in listed["items"]:
+            if pod["metadata"].get("deletionTimestamp") or pod["status"].get("phase") in ("Succeeded", "Failed"):
+                continue
+            name, owners = pod["metadata"]["name"], pod["metadata"].get("ownerReferences") or [{}]
+            owner = f"{owners[0].get('kind', 'nobody')} {owners[0].get('name', '')}".strip()
+            raise self.error(
+                f"Kubernetes: there is no {self._place}, but pod {name} of {owner} has the labels of its 'manifest': a "
+                "second workload would run beside it; nothing was written: name the Deployment that it belongs to, or "
+                "give the manifest labels of its own, or remove the other one, then release again"
+            )
 
     def _deploy(self, release: Release, snapshot: Snapshot) -> Steps[Handle]:
         live = yield from self._deployment()
