@@ -87,8 +87,8 @@ _MANUAL = Manual(
     protocol="""
 1. Snapshot: `GET` the Deployment and its ReplicaSets. While a rollout is under way, it waits for its end, up to two
    and a half minutes; of one that has failed, the template that still serves is the snapshot. Where there is none, the
-   pods that the `manifest` selects are listed, and any that runs is refused. (A StatefulSet or DaemonSet of the same name
-   with other labels is not seen: that would ask for further permissions.)
+   pods that the `manifest` selects are listed, and any that runs is refused. (A StatefulSet or DaemonSet of the same
+   name with other labels is not seen: that would ask for further permissions.)
 2. Deploy: `PATCH` with server-side apply (`fieldManager=multideploy&force=true`): images, and the annotations
    `multideploy/release` and `multideploy/version` of the pod template; with uid and resourceVersion, so that an edit in
    between is a conflict, never overwritten.

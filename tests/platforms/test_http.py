@@ -117,6 +117,20 @@ class TestRich(PlatformContract):
             platform.rollback(RELEASE, snapshot, handle)
         assert not caught.value.retryable
 
+    def test_an_application_that_tells_no_version_is_not_taken_for_none(
+        self, stand_in: HttpStandIn, world: World
+    ) -> None:
+        untold: dict[str, Any] = {"current": None, "version": {"path": "/apps/nobody/version", "json": "$.version"}}
+        platform = self.platform(stand_in, **untold)
+        with (
+            self.unwritten(stand_in, world),
+            pytest.raises(PlatformError, match="health: HTTP 200, so an app") as caught,
+        ):
+            platform.snapshot()
+        assert not caught.value.retryable
+        stand_in.seed(RESOURCE, None)
+        assert platform.snapshot().exists is False
+
     def test_insisting_on_an_etag_that_is_not_there(self, stand_in: HttpStandIn) -> None:
         current = {"path": "/apps/shop/version", "image": "image"}
         with pytest.raises(PlatformError, match="no ETag"):
