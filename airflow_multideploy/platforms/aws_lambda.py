@@ -137,8 +137,9 @@ led it.""",
 
 `lambda:InvokeFunction` only with a test event, `s3:GetObject` only for zips. For an image, ECR's repository
 policy has to allow Lambda to pull.""",
-        not_undone="The published version, and the code in `$LATEST`, stay as the release made them; nobody is served "
-        "from there. What the test event did is done.",
+        not_undone="The published version, and the code in `$LATEST`, stay as the release made them; who calls the "
+        "function without the alias is served from there, so let all callers name the alias before the first release. "
+        "What the test event did is done.",
         example="fn: {platform: aws_lambda, conn_id: aws_prod, function: shop, alias: live}",
     )
 

@@ -120,11 +120,11 @@ class Command(Platform[CommandConfig]):
     )
 
     def snapshot(self, previous: Release | None = None) -> Snapshot:
-        """See `Platform.snapshot`. Without a command, it is what the journal says."""
+        """See `Platform.snapshot`. Without a command it is what the journal says; that nothing runs, nobody says."""
         journal = {} if previous is None else _values(previous)
         if not self.config.snapshot:
             data: dict[str, JsonValue] = {"known": previous is not None, "values": {**journal}}
-            return Snapshot(exists=previous is not None, image=journal.get("image"), data=data)
+            return Snapshot(exists=True, image=journal.get("image"), data=data)
         told = self._told()
         values = journal if told.get("image") in (None, journal.get("image")) else {}
         image = told.get("image")

@@ -307,10 +307,8 @@ class Helm(HelmProgram[HelmConfig]):
 
     def _recover(self, snapshot: Snapshot) -> None:
         """Out of the pending record that a crashed helm of ours left, and in which Helm refuses to go on."""
-        if snapshot.exists:
-            self._helm("rollback", self.config.release, str(snapshot.revision), patience=self.config.hook_timeout)
-        else:
-            self._helm("uninstall", self.config.release, patience=self.config.hook_timeout)
+        way = ("rollback", self.config.release, str(snapshot.revision))
+        self._helm(*(way if snapshot.exists else ("uninstall", way[1])), patience=self.config.hook_timeout)
 
     def _remove(self, newest: Record | None, release: Release, snapshot: Snapshot) -> Handle:
         """The way back from a first-ever release; pods go first, so that gone means gone."""

@@ -71,16 +71,16 @@ class Http(Platform[HttpConfig]):
     # --- the contract ----------------------------------------------------------------------------------------------
 
     def snapshot(self, previous: Release | None = None) -> Snapshot:
-        """See `Platform.snapshot`. With neither ``current`` nor ``version``, it is what the journal says."""
+        """See `Platform.snapshot`. With neither ``current`` nor ``version``, what runs is what the journal says; that
+        nothing does, nobody says."""
         with self._client.open() as send:
             live = self._eyes.live(send)
             self._is_absent(live, send)
         values = self._restorable(live, previous)
-        exists = previous is not None if live.exists is None else live.exists
         revision = live.serving if self.config.version else live.told.get("release_id") or live.told.get("image")
         known = bool(values) or live.exists is not None
         return Snapshot(
-            exists=exists,
+            exists=live.exists is not False,
             revision=revision,
             image=values.get("image"),
             data={

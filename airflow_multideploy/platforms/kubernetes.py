@@ -30,16 +30,17 @@ from airflow_multideploy.platforms._kubernetes_documents import (
     RESTART,
     Trouble,
     applied,
+    at_work,
     chosen,
     cleaned,
     created,
     digest,
+    flaw_of,
     fresh,
     images_of,
     is_back,
     judge,
     marks_of,
-    missing_of,
     number_of,
     ours,
     restored,
@@ -59,8 +60,7 @@ class KubernetesDeploymentConfig(KubernetesConfig):
         release's repository, else the only one.
     :param restarts: of a container in ``CrashLoopBackOff``, from which on the rollout counts as failed.
     :param manifest: a Deployment as in ``kubectl apply``, created by the first-ever release when there is none; name,
-        namespace and image come from the target and the release. None: the Deployment has to exist. Pods that run
-        already and fit its selector, such as a StatefulSet's, are refused before anything is written.
+        namespace and image come from the target and the release. None: the Deployment has to exist.
     """
 
     platform: Literal["kubernetes"] = "kubernetes"
@@ -72,10 +72,8 @@ class KubernetesDeploymentConfig(KubernetesConfig):
     @field_validator("manifest")
     @classmethod
     def _whole(cls, manifest: Json | None) -> Json | None:
-        if manifest is not None and (kind := manifest.get("kind", "Deployment")) != "Deployment":
-            raise ValueError(f"is a {kind!s:.40}: this platform releases Deployments; use 'helm' or 'command' for it")
-        if manifest is not None and (missing := missing_of(manifest)):
-            raise ValueError(f"is no Deployment: it has no {missing}")
+        if manifest is not None and (flaw := flaw_of(manifest)):
+            raise ValueError(flaw)
         return manifest
 
 
@@ -86,9 +84,8 @@ _MANUAL = Manual(
     "cluster set the target's `cluster`, and give a Connection of the cloud instead.",
     protocol="""
 1. Snapshot: `GET` the Deployment and its ReplicaSets. While a rollout is under way, it waits for its end, up to two
-   and a half minutes; of one that has failed, the template that still serves is the snapshot. Where there is none, the
-   pods that the `manifest` selects are listed, and any that runs is refused. (A StatefulSet or DaemonSet of the same
-   name with other labels is not seen: that would ask for further permissions.)
+   and a half minutes; of one that has failed, the template that still serves is the snapshot. Where there is none, pods
+   that the `manifest` selects are refused (other permissions would be needed to see a StatefulSet with other labels).
 2. Deploy: `PATCH` with server-side apply (`fieldManager=multideploy&force=true`): images, and the annotations
    `multideploy/release` and `multideploy/version` of the pod template; with uid and resourceVersion, so that an edit in
    between is a conflict, never overwritten.
@@ -176,7 +173,8 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
     def _snapshot(self, previous: Release | None) -> Steps[Snapshot]:
         live = yield from self._deployment()
         if live is None:
-            yield from self._alone()
+            if self.config.manifest is not None:
+                yield from self._alone(self.config.manifest)
             return Snapshot(exists=False, data={"uid": None, "found": None, "failing": False})
         seen = yield from self._seen(_handle(live))
         if seen.state is State.PROGRESSING:
@@ -211,21 +209,13 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
             },
         )
 
-    def _alone(self) -> Steps[None]:
+    def _alone(self, manifest: Json) -> Steps[None]:
         """Refuse to create a Deployment beside what serves already under its labels."""
-        if self.config.manifest is None:
-            return
-        place = {"namespace": self.config.namespace}
-        listed = yield "list_namespaced_pod", {**place, "label_selector": selector_of(self.config.manifest)}
-        for pod in listed["items"]:
-            if pod["metadata"].get("deletionTimestamp") or pod["status"].get("phase") in ("Succeeded", "Failed"):
-                continue
-            name, owners = pod["metadata"]["name"], pod["metadata"].get("ownerReferences") or [{}]
-            owner = f"{owners[0].get('kind', 'nobody')} {owners[0].get('name', '')}".strip()
+        listed = yield "list_namespaced_pod", {"label_selector": selector_of(manifest)}
+        if pod := at_work(listed["items"]):
             raise self.error(
-                f"Kubernetes: there is no {self._place}, but pod {name} of {owner} has the labels of its 'manifest': a "
-                "second workload would run beside it; nothing was written: name the Deployment that it belongs to, or "
-                "give the manifest labels of its own, or remove the other one, then release again"
+                f"Kubernetes: there is no {self._place}, but {pod} has its manifest's labels: a second one would run "
+                "beside it; nothing was written: give it labels of its own, or remove what runs, then release again"
             )
 
     def _deploy(self, release: Release, snapshot: Snapshot) -> Steps[Handle]:

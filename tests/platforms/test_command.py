@@ -100,6 +100,7 @@ class TestPoor:
     def test_without_a_journal_there_is_no_way_back(self, stand_in: CommandStandIn) -> None:
         platform = self.platform(stand_in)
         snapshot = platform.snapshot()
+        assert snapshot.exists is True, "nobody says that nothing is there"
         with pytest.raises(PlatformError, match="the journal knows of no earlier release"):
             platform.rollback(RELEASE, snapshot, platform.deploy(RELEASE, snapshot))
 

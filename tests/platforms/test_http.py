@@ -244,7 +244,7 @@ class TestBlind:
 
     def test_it_deploys_and_says_what_it_does_not_know(self, platform: Http, stand_in: HttpStandIn) -> None:
         snapshot = platform.snapshot()
-        assert (snapshot.exists, snapshot.image, snapshot.data["known"]) == (False, None, False)
+        assert (snapshot.exists, snapshot.image, snapshot.data["known"]) == (True, None, False)
         handle = platform.deploy(RELEASE, snapshot)
         for seen in (platform.observe(handle), asyncio.run(platform.aobserve(handle))):
             assert (seen.state, seen.verified) == (State.HEALTHY, False)
