@@ -129,7 +129,7 @@ MUTANTS = (
     Mutant(
         "untouched targets are sent back",
         (
-            (ROLLBACK, "touched = {r.target for r in results if r.touched}", "touched = {r.target for r in results}"),
+            (ROLLBACK, "for r in results if r.touched and not r.stays}", "for r in results if not r.stays}"),
             (WAY_BACK, "or entry is None or not entry.touched:", "or entry is None:"),
         ),
     ),
