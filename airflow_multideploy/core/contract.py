@@ -72,7 +72,9 @@ class Release(Document):
 class Snapshot(Document):
     """What ran before the first write, enough to restore it.
 
-    :param exists: False when nothing was deployed there yet (a first-ever deploy).
+    :param exists: False when the platform positively says that nothing is there (a first-ever deploy): the way back
+        then removes what the release created. What an adapter does not recognise is an existing release; one that it
+        could not restore is refused.
     :param revision: the platform's own id of what served, None when there was none or it cannot be known.
     :param image: the image that served, when the platform tells.
     :param data: the platform's private restore document (no secrets).
@@ -254,6 +256,9 @@ class Platform(ABC, Generic[C]):
     @abstractmethod
     def rollback(self, release: Release, snapshot: Snapshot, handle: Handle | None) -> Handle:
         """Start the way back to the snapshot and return at once; ``observe`` of the returned handle verifies it.
+
+        Nothing is removed or stopped that this release did not create. Not called for a first-ever release that the
+        config leaves in place.
 
         :param handle: what ``deploy`` returned, or None when its answer was lost: then what is live and carries
             ``release.release_id`` is ours.

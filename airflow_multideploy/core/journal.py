@@ -96,6 +96,11 @@ class Entry(Document):
         """Whether something was, or may have been, written that nobody answered for yet."""
         return self.touched and not self.settled
 
+    @property
+    def stays(self) -> bool:
+        """Whether it never goes back: a first-ever release whose target says ``first_deploy: leave``."""
+        return self.snapshot is not None and not self.snapshot.exists and self.config.get("first_deploy") == "leave"
+
     def to(self, phase: Phase, **changes: Any) -> Entry:
         """A copy in another phase."""
         return self.model_copy(update={"phase": phase, **changes})

@@ -118,7 +118,7 @@ class TargetConfig(Model):
     :param timeout: seconds from the first write until the rollout has to be healthy.
     :param rollback_timeout: seconds that the way back may take.
     :param poll_interval: most seconds between looks; early ones come sooner.
-    :param first_deploy: when the first-ever deploy fails, ``remove`` what was created or ``leave`` it.
+    :param first_deploy: a first-ever release that is to go back: ``remove`` what was created, or ``leave`` it there.
     :param approval: who is asked before this target's rollout starts; None: nobody.
     :param lock: what a rollout and a rollback hold while they last; None: the service's.
     :param verify: smoke checks and a bake time, once the platform calls the rollout healthy.

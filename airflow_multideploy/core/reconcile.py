@@ -1,4 +1,5 @@
-"""Settling what a run that is over has left in doubt: back to the snapshot, verified, dependents first."""
+"""Settling what a run that is over has left in doubt: back to the snapshot, verified, dependents first; what stays is
+settled without a look."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from airflow_multideploy.core.errors import RollbackFailed
 from airflow_multideploy.core.journal import Entry, Journal, Phase
 from airflow_multideploy.core.models import TargetConfig
 from airflow_multideploy.core.plan import waves
-from airflow_multideploy.core.rollback import WayBack, blockers
+from airflow_multideploy.core.rollback import LEFT, WayBack, blockers
 from airflow_multideploy.core.wait import Clock
 
 
@@ -22,6 +23,11 @@ def facts(entry: Entry) -> str:
     )
 
 
+def came_to(entry: Entry) -> str:
+    """How an entry that was in doubt is settled, once it is."""
+    return LEFT if entry.stays else "verified back"
+
+
 def settle(
     doubts: Mapping[str, Entry],
     targets: Mapping[str, TargetConfig],
@@ -30,7 +36,7 @@ def settle(
     journal: Callable[[str], Journal],
     clock: Clock,
 ) -> dict[str, str]:
-    """What each target in doubt came to: an empty text where it is verified back, else why it is not.
+    """What each target in doubt came to: an empty text where it is verified back, or stays; else why it is not.
 
     :param doubts: unsettled entries by target; who wrote them must be over.
     :param targets: all targets of the service, for the order.
@@ -54,4 +60,4 @@ def _settle_one(entry: Entry, platform: Callable[[Entry], Platform[Any]], journa
         entry = WayBack(platform(entry), journal, clock).go(entry)
     except RollbackFailed as error:
         return str(error)
-    return "" if entry.phase is Phase.ROLLED_BACK else f"{entry.phase}: {entry.reason}"
+    return "" if entry.phase is Phase.ROLLED_BACK or entry.stays else f"{entry.phase}: {entry.reason}"

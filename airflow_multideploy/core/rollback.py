@@ -18,6 +18,8 @@ from airflow_multideploy.core.wait import Clock, Watch, follow, persist
 ATTEMPTS = 3
 """How often a platform is asked to go back when it fails on the way."""
 
+LEFT = "first-ever release: left in place, as configured (first_deploy: leave)"
+
 LANDING = 35.0
 """Seconds after which a write that was on the way has landed, or never will: a little more than a call's time-out."""
 
@@ -30,12 +32,12 @@ def select(
     strategy: Strategy,
     cancelled: bool = False,
 ) -> frozenset[str]:
-    """The targets that go back: only ones that this run touched.
+    """The targets that go back: only ones that this run touched, and none that stays.
 
     :param met: the policy was reached; then only the failed ones go back.
     :param cancelled: somebody stopped the run and wants it undone: everything goes back.
     """
-    touched = {r.target for r in results if r.touched}
+    touched = {r.target for r in results if r.touched and not r.stays}
     failed = {r.target for r in results if r.deployed not in GOOD and r.deployed is not Phase.SKIPPED}
     if cancelled:
         return frozenset(touched)
@@ -53,6 +55,15 @@ def blockers(target: str, targets: Mapping[str, TargetConfig], selected: frozens
     return frozenset((dependents(targets, {target}) - {target}) & selected)
 
 
+def left(entry: Entry, now: float) -> Entry:
+    """The entry of one that stays, settled: nobody looks at it any more."""
+    phase = entry.phase if entry.phase in GOOD | {Phase.UNKNOWN} else Phase.FAILED
+    deployed, ended = entry.deployed or phase, entry.ended_at or now
+    return entry.to(
+        phase, settled=True, deployed=deployed, back=None, ended_at=ended, reason=joined(entry.reason, LEFT)
+    )
+
+
 def quiet_from(entry: Entry) -> float:
     """Epoch seconds from which no write of the deploy can land any more; until then, being back is not believed.
 
@@ -65,7 +76,10 @@ def quiet_from(entry: Entry) -> float:
 
 @dataclass
 class WayBack:
-    """The rollback of one target: `begin`, wait, `conclude`; until the entry is settled or its time is over."""
+    """The rollback of one target: `begin`, wait, `conclude`; until the entry is settled or its time is over.
+
+    One that stays is settled by `begin`, and its platform is not asked.
+    """
 
     platform: Platform[Any]
     journal: Journal
@@ -93,6 +107,8 @@ class WayBack:
         :raises RollbackFailed: refused, drift, or no answer after retries; journalled. Or somebody else took over.
         """
         now = self.clock.time()
+        if entry.stays:
+            return self.journal.write(left(entry, now))
         running = entry.phase is Phase.ROLLING_BACK and (entry.rollback_deadline or 0) > now
         deadline = entry.rollback_deadline if running else now + self.platform.config.rollback_timeout
         if deadline is None:  # pragma: no cover - a running one has a deadline; tells the type checker
@@ -164,11 +180,12 @@ class WayBack:
 
     def _failed(self, entry: Entry, reason: str) -> Entry:
         return self.journal.write(
-            entry.to(Phase.ROLLBACK_FAILED, reason=_join(entry.reason, reason), rollback_ended_at=self.clock.time())
+            entry.to(Phase.ROLLBACK_FAILED, reason=joined(entry.reason, reason), rollback_ended_at=self.clock.time())
         )
 
 
-def _join(first: str, second: str) -> str:
+def joined(first: str, second: str) -> str:
+    """Both reasons, the earlier one first."""
     if second in first:
         return first
     return second if first in second else f"{first}; then {second}"

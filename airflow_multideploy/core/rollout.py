@@ -266,7 +266,7 @@ class Rollout:
         :param handle: what the write answered, if it did.
         """
         now = self.journal.read()
-        if now is None or entry.snapshot is None:
+        if now is None or entry.snapshot is None or entry.stays:
             return
         later = now.is_of(self.run) and now.rollout != entry.rollout
         if later and now.phase is not Phase.ROLLED_BACK:

@@ -34,6 +34,7 @@ class TargetResult(Document):
     :param phase: where its rollout ended; ``skipped`` when it was not selected or its condition was not met.
     :param deployed: the phase at which the deploy ended, before any rollback.
     :param touched: something was written there, or may have been.
+    :param stays: whatever becomes of the release, it does not go back; see `Entry.stays`.
     """
 
     target: str
@@ -42,6 +43,7 @@ class TargetResult(Document):
     deployed: Phase = Phase.PENDING
     critical: bool = True
     touched: bool = False
+    stays: bool = False
     verified: bool = True
     reason: str = ""
     version: str | None = None
@@ -62,6 +64,7 @@ def result_of(entry: Entry, *, critical: bool) -> TargetResult:
         deployed=entry.deployed or entry.phase,
         critical=critical,
         touched=entry.touched,
+        stays=entry.stays,
         verified=entry.verified,
         reason=entry.reason,
         version=entry.release.version,

@@ -9,7 +9,7 @@ from airflow_multideploy.core.gate import Choice
 from airflow_multideploy.core.journal import GOOD, IN_FLIGHT, Phase
 from airflow_multideploy.core.models import Policy, Strategy, TargetConfig
 from airflow_multideploy.core.plan import waves
-from airflow_multideploy.core.rollback import select
+from airflow_multideploy.core.rollback import LEFT, joined, select
 from airflow_multideploy.core.status import (
     Figures,
     Status,
@@ -99,6 +99,7 @@ def judge(
         restore = frozenset[str]()
     else:
         restore = select(ended, targets, met=met and not cancelled, strategy=strategy, cancelled=undo)
+    ended = [_stayed(result) if not met or cancelled or result.deployed not in GOOD else result for result in ended]
     status = (
         Status.NOT_STARTED if refused else overall(ended, met=met and not cancelled, restore=restore if final else ())
     )
@@ -125,6 +126,12 @@ def _ended(result: TargetResult) -> TargetResult:
     return result
 
 
+def _stayed(result: TargetResult) -> TargetResult:
+    if not (result.stays and result.touched):
+        return result
+    return result.model_copy(update={"reason": joined(result.reason, LEFT)})
+
+
 def _reason(results: Iterable[TargetResult], cancelled: bool, restore: Iterable[str]) -> str:
     parts = ["the run was stopped by hand"] if cancelled else []
     worst = (Phase.ROLLBACK_FAILED, Phase.UNKNOWN, Phase.ROLLING_BACK)
@@ -133,7 +140,7 @@ def _reason(results: Iterable[TargetResult], cancelled: bool, restore: Iterable[
         if result.phase in GOOD and result.target in wanted:
             parts.append(f"{result.target}: {result.phase}, and was not sent back")
             continue
-        if result.phase in GOOD and result.verified:
+        if result.phase in GOOD and result.verified and LEFT not in result.reason:
             continue
         if result.phase is Phase.SKIPPED and not result.reason:
             continue

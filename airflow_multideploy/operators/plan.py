@@ -15,7 +15,7 @@ from airflow_multideploy.core.ledger import Override, TargetRecord
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.core.plan import Plan, make_plan
 from airflow_multideploy.core.preview import markdown
-from airflow_multideploy.core.reconcile import facts
+from airflow_multideploy.core.reconcile import came_to, facts
 from airflow_multideploy.core.status import Status
 from airflow_multideploy.notifications import notify
 from airflow_multideploy.operators.promotion import TargetsOf, hold, no_catalog, others, promoted
@@ -246,8 +246,8 @@ class PlanOperator(BaseOperator):
         with the facts."""
         found = doubts(context, self.service_name, plan.selected)
         for target, why in reconcile(context, self.service_name, service.targets, found, self._clock).items():
-            was = facts(found[target])
-            self.log.warning("%s/%s: in doubt: %s; %s", self.service_name, target, was, why or "now verified back")
+            was, now = facts(found[target]), why or f"now {came_to(found[target])}"
+            self.log.warning("%s/%s: in doubt: %s; %s", self.service_name, target, was, now)
 
     def on_kill(self) -> None:
         """Stop waiting; what was being reconciled stays in doubt, and its journal says how far it came."""

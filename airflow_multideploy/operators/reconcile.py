@@ -14,7 +14,7 @@ from airflow_multideploy.core.errors import RollbackFailed
 from airflow_multideploy.core.journal import Entry
 from airflow_multideploy.core.ledger import agreed
 from airflow_multideploy.core.models import Event, Service, TargetConfig
-from airflow_multideploy.core.reconcile import facts, settle
+from airflow_multideploy.core.reconcile import came_to, facts, settle
 from airflow_multideploy.core.wait import Clock
 from airflow_multideploy.notifications import notify
 from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset, keep_record, ledger, recording
@@ -93,19 +93,19 @@ class ReconcileOperator(BaseOperator):
         """Settle or report; returns what became of each ``service/target``."""
         with ThreadPoolExecutor(SERVICES_AT_ONCE) as pool:
             results = pool.map(lambda name: self._service(context, name), self._services)
-            found = {place: why for result in results for place, why in result.items()}
-        for place, why in found.items():
-            self.log.log(logging.WARNING if why else logging.INFO, "%s: %s", place, why or "verified back")
-        if left := "; ".join(f"{place}: in doubt: {why}" for place, why in found.items() if why):
+            found = {place: came for result in results for place, came in result.items()}
+        for place, (why, entry) in found.items():
+            self.log.log(logging.WARNING if why else logging.INFO, "%s: %s", place, why or came_to(entry))
+        if left := "; ".join(f"{place}: in doubt: {why}" for place, (why, _) in found.items() if why):
             raise Final(left) from RollbackFailed(left)
-        return dict.fromkeys(found, "rolled_back")
+        return {place: "left" if entry.stays else "rolled_back" for place, (_, entry) in found.items()}
 
     def on_kill(self) -> None:
         """Stop waiting; the next run goes on from the journal."""
         self._clock.stop()
 
-    def _service(self, context: Context, name: str) -> dict[str, str]:
-        """By ``service/target``: an empty text where it is verified back, else why it is in doubt."""
+    def _service(self, context: Context, name: str) -> dict[str, tuple[str, Entry]]:
+        """By ``service/target``: why it is in doubt, or an empty text where it is settled; and its entry, as found."""
         if _live(context, name):
             return {}
         service = self._services[name]
@@ -116,8 +116,10 @@ class ReconcileOperator(BaseOperator):
             left = {target: facts(entry) for target, entry in found.items()}
         agree(context, name, service.targets)
         for target, why in left.items():
-            message = f"{name}/{target}: " + (f"in doubt: {why}" if why else "was in doubt, now verified back")
+            message = f"{name}/{target}: " + (
+                f"in doubt: {why}" if why else f"was in doubt, now {came_to(found[target])}"
+            )
             told = [settings.model_dump(mode="json") for settings in service.notify]
             event: Event = "in_doubt" if why else "reconciled"
             notify(told, context, event, service=name, version=found[target].release.version, message=message)
-        return {f"{name}/{target}": why for target, why in left.items()}
+        return {f"{name}/{target}": (why, found[target]) for target, why in left.items()}

@@ -16,6 +16,7 @@ from airflow_multideploy.core.journal import GOOD, Entry, Phase
 from airflow_multideploy.core.ledger import Approval, TargetRecord
 from airflow_multideploy.core.models import AtLeast, Edge, Notify, Policy, Strategy, TargetConfig
 from airflow_multideploy.core.plan import Plan
+from airflow_multideploy.core.rollback import left
 from airflow_multideploy.core.rollout import CONTINUABLE
 from airflow_multideploy.core.status import Status, TargetResult, result_of
 from airflow_multideploy.core.verdict import Rules, Verdict, judge, table
@@ -487,7 +488,7 @@ class FinalizeOperator(ReleaseOperator):
             notify(told, context, document["status"], message=message, **document)
 
     def _settle(self, context: Context, verdict: Verdict) -> bool:
-        """Whether something was left to be said in the journals: what was left on purpose is settled, and the next
+        """Whether something had to be said in the journals: what was left on purpose is settled, and the next
         release starts from it; what should have gone back and was never asked to is in doubt."""
         said = False
         for result in verdict.results:
@@ -499,6 +500,8 @@ class FinalizeOperator(ReleaseOperator):
                     continue
                 reason = "should have gone back, and its rollback ended before it began; clear it"
                 now = entry.to(Phase.ROLLBACK_FAILED, settled=False, reason=reason)
+            elif entry.stays and not entry.settled:
+                now = left(entry.to(entry.phase, reason=result.reason), self._clock.time())
             elif not entry.settled and entry.phase not in (Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED):
                 phase = Phase.FAILED if entry.phase is Phase.FAILED else Phase.UNKNOWN
                 now = entry.to(phase, settled=True, deployed=phase, reason=result.reason)

@@ -203,8 +203,6 @@ def judge(handle: Handle, looks: Looks, rules: Rules) -> Observation:
 
 def _without_app(handle: Handle, looks: Looks) -> Observation | None:
     """What Resource Manager's answer alone decides."""
-    if handle.data.get("left"):
-        return Observation(state=State.HEALTHY, reason="left as it is, as configured", revision=looks.fx or None)
     if looks.fx != handle.data["fx"]:
         reason = f"the site runs {looks.fx!r}, not {handle.data['fx']!r}"
         return Observation(state=State.SUPERSEDED, reason=reason, revision=looks.fx or None)

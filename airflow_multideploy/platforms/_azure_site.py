@@ -264,8 +264,6 @@ class AzureSite(Platform[S]):
         unmarked = (live.marker.dump() if live.marker else None) == snapshot.data.get("marker")
         if live.fx != ours or not (marker or (handle and handle.changed and unmarked)):
             raise self._drift(live, f"{ours!r} of release {release.release_id}, or {before!r} as in the snapshot")
-        if not snapshot.exists and self.config.first_deploy == "leave":
-            return Handle(action="rollback", revision=live.fx, changed=False, data={"left": True})
         marker = yield from self._mark_back(release, snapshot, live)
         yield from self._write(live, marker)
         yield from self._written()

@@ -139,8 +139,6 @@ class Delegate(RestPlatform[D]):
     def _look(self, handle: Handle) -> Steps[Observation]:
         """One look; the same judgement in worker and triggerer."""
         data: dict[str, Any] = handle.data
-        if left := data.get("left"):
-            return Observation(state=State.HEALTHY, reason=str(left))
         run = (yield from self._find(data["pipeline"], data["key"])) if data["key"] else None
         if run is not None and run.state == "active":
             reason = f"{run}: {run.words}".rstrip(": ")
@@ -192,9 +190,6 @@ class Delegate(RestPlatform[D]):
         nothing = not wrote and back is None and not (handle is not None and handle.changed)
         if nothing or (live is not None and newest == live and (self._rank(live, of) or (0, 0))[1] > 0):
             return self._unchanged(live, release, snapshot)
-        if not snapshot.exists and self.config.first_deploy == "leave":
-            left = "the first-ever deploy is left as it is (first_deploy: leave)"
-            return Handle(action="rollback", changed=False, data={"left": left})
         if not snapshot.exists and removes is None:
             raise self.error(
                 "cannot roll back a first-ever deploy: nothing is known to go back to, and no pipeline removes it; "

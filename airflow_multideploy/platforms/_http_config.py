@@ -74,7 +74,8 @@ class Version(Reader):
 
     :param path: on the connection's host, or a whole address elsewhere, which gets no credentials.
     :param equals: the template that it has to equal: ``${version}``, ``${image}``, ``${digest}``, ``v${version}``.
-    :param absent: statuses that mean that nothing serves; add 503 when a proxy says so before the first deploy.
+    :param absent: statuses that mean that nothing serves, unless ``health`` answers 2xx; add 503 when a proxy says so
+        before the first deploy.
     """
 
     path: LookPath

@@ -261,16 +261,18 @@ def applied(live: Json, names: Sequence[str], release: Release) -> Json:
     }
 
 
-def missing_of(manifest: Json) -> str:
-    """Path of the first part that a Deployment needs and this one has not; empty: it has them all."""
+def flaw_of(manifest: Json) -> str:
+    """Why it is no manifest of a Deployment; empty: it is one."""
+    if (kind := manifest.get("kind", "Deployment")) != "Deployment":
+        return f"is a {kind!s:.40}: this platform releases Deployments; use 'helm' or 'command' for it"
     for path in ("spec.selector", "spec.template.spec.containers"):
         found: Any = manifest
         for key in path.split("."):
             found = found.get(key) if isinstance(found, dict) else None
         if not found:
-            return path
+            return f"is no Deployment: it has no {path}"
     named = isinstance(found, list) and all(isinstance(one, dict) and one.get("name") for one in found)
-    return "" if named else f"{path}[].name"
+    return "" if named else f"is no Deployment: it has no {path}[].name"
 
 
 def created(manifest: Json, namespace: str, name: str, names: Sequence[str], release: Release) -> Json:
@@ -319,6 +321,16 @@ def is_back(template: Json, snapshot: Snapshot) -> bool:
     marks, then = marks_of(template), _kept(snapshot, "marks")
     same = images_of(template) == _kept(snapshot, "images") and marks.get(RELEASE) == then.get(RELEASE)
     return same and undisturbed(template, snapshot)
+
+
+def at_work(pods: Sequence[Json]) -> str:
+    """The first of them that has not ended, with its owner; empty: there is none."""
+    for pod in pods:
+        meta = pod["metadata"]
+        if not meta.get("deletionTimestamp") and pod["status"].get("phase") not in ("Succeeded", "Failed"):
+            owners = meta.get("ownerReferences") or [{"kind": "nobody"}]
+            return f"pod {meta['name']} of {owners[0]['kind']} {owners[0].get('name', '')}".rstrip()
+    return ""
 
 
 def number_of(document: Json) -> int:

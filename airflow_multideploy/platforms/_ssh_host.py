@@ -25,14 +25,23 @@ CALL_TIMEOUT = 30.0
 _PASSING = frozenset({75, 254})
 """Exit codes that pass by themselves: EX_TEMPFAIL of sysexits.h, and a shell that could not fork."""
 
-LOOK = r"""
+NO_LINK = "."
+"""Where ``current`` leads when it is there and no link: nowhere that a release could lead it back to."""
+
+_WHERE = r"""
+where() { live=$(readlink "$root/current") || [ ! -e "$root/current" ] || live=.; live=${live#"$root"/}; }
+"""
+
+LOOK = (
+    _WHERE
+    + r"""
 exec 2>&1; export LC_ALL=C
 root=$1 unit=$2 ctl=$3 ids=$4; shift 4
 own=$root/.multideploy
 say() { said=; [ ! -f "$2" ] || IFS= read -r said <"$2"; echo "$1=$said"; }
 echo multideploy
-live=$(readlink "$root/current"); live=${live#"$root"/}
-echo "live=$live"
+where
+echo "live=$live"; if [ -d "$root/current" ]; then echo folder=yes; fi
 case $live in releases/*) for key in image package sum; do say $key "$own/${live#releases/}/$key"; done;; esac
 for id in $ids; do
   [ -d "$own/$id" ] || continue
@@ -53,6 +62,7 @@ if [ $# != 0 ]; then
 fi
 echo end
 """
+)
 """Tells what is live, how far our steps came, and what systemd says. Writes nothing."""
 
 RECEIVE = (
@@ -62,7 +72,9 @@ RECEIVE = (
 )
 """Keeps a package that the worker sends."""
 
-GO = r"""
+GO = (
+    _WHERE
+    + r"""
 exec 2>&1; export LC_ALL=C; umask 022
 root=$1 unit=$2 ctl=$3 run=$4 id=$5 mode=$6 target=$7 image=$8 package=$9; shift 9
 sum=$1 strip=$2 keep=$3; shift 3  # the rest: what `current` may lead to before
@@ -104,7 +116,7 @@ steps() {
   exec 8>>.multideploy/lock
   flock -w 60 8 || fail "another release holds $root/.multideploy/lock"
   [ ! -e "$d/cancelled" ] || fail "cancelled: its way back began"
-  live=$(readlink current); live=${live#"$root"/}; ours=
+  where; ours=
   for known; do [ "$live" != "$known" ] || ours=yes; done
   [ "$ours" ] || { put reason "current leads to ${live:-nothing}"; put step superseded; exit 1; }
   if [ "$live" = "$target" ] && [ "$mode" = back ] && [ ! -e ".multideploy/$run/switched" ]; then
@@ -114,8 +126,11 @@ steps() {
   put step switching
   put switched yes
   if [ "$mode" = remove ]; then
-    out=$($sudo$ctl stop "$unit" 2>&1) || fail "systemctl stop $unit: $out"
-    rm -f current && rm -rf "releases/$run" || fail "cannot remove releases/$run"
+    if [ "$live" ] && [ -e ".multideploy/${live#releases/}/switched" ]; then  # else we had not come that far
+      out=$($sudo$ctl stop "$unit" 2>&1) || fail "systemctl stop $unit: $out"
+      rm -f current
+    fi
+    rm -rf "releases/$run" || fail "cannot remove releases/$run"
     put step started; exit 0
   fi
   [ -d "$target" ] || fail "$root/$target is gone"
@@ -142,6 +157,7 @@ put reason ''; put step waiting
 ( exec >/dev/null 2>&1; steps "$@" ) &  # not "steps >/dev/null": the shell would keep the session open
 printf 'multideploy\nend\n'
 """
+)
 """Starts the steps to a release or back, which go on when the session is over: fetch, verify and unpack beside what
 runs; then, under the lock, switch and restart, if `current` still leads to where it may."""
 
@@ -161,10 +177,13 @@ class Steps:
 class Seen:
     """What the host told of itself.
 
+    :param live: where ``current`` leads; None: there is none.
+    :param folder: whether it leads to a folder.
     :param unit: systemd's properties among the rest, and the last lines of its status when the unit failed.
     """
 
     live: str | None
+    folder: bool
     image: str | None
     package: str | None
     checksum: str | None
@@ -188,6 +207,7 @@ def seen(told: dict[str, str]) -> Seen:
     }
     return Seen(
         live=told["live"] or None,
+        folder="folder" in told,
         image=told.get("image") or None,
         package=told.get("package") or None,
         checksum=told.get("sum") or None,

@@ -35,7 +35,8 @@ class AirflowConfig(DelegateConfig):
     :param rollback_dag_id: the DAG that goes back; it is given the conf of the last successful run before the release.
         None: the one that deploys.
     :param remove_dag_id: the DAG that takes down a first-ever release, with that release's conf; None: there is none,
-        and going back from a first-ever release is an error unless `first_deploy` is `leave`.
+        and going back from a first-ever release is an error unless `first_deploy` is `leave`. What the deploy DAG never
+        released counts as never deployed: leave it out where something runs that others put there.
     """
 
     platform: Literal["airflow"] = "airflow"

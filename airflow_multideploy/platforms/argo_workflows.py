@@ -41,7 +41,9 @@ class ArgoWorkflowsConfig(DelegateConfig):
     :param rollback_template: the template that goes back; it is given the parameters of the last successful workflow
         before the release. None: the one that deploys.
     :param remove_template: the template that takes down a first-ever release, with that release's parameters; None:
-        there is none, and going back from a first-ever release is an error unless `first_deploy` is `leave`.
+        there is none, and going back from a first-ever release is an error unless `first_deploy` is `leave`. What the
+        deploy template never released counts as never deployed: leave it out where something runs that others put
+        there.
     :param cluster_scope: they are ClusterWorkflowTemplates.
     :param stop: how a workflow under way is ended before the way back begins: `terminate` at once, or `stop` with its
         exit handlers.

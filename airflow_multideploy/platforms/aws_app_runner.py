@@ -281,8 +281,6 @@ under way; nothing when App Runner went back by itself.""",
         if snapshot.exists:
             before = changed_to(source, str(snapshot.data["image"]), snapshot.data["mark"])
             return (yield from self._update(arn, "rollback", before))
-        if self.config.first_deploy == "leave":
-            return back.model_copy(update={"data": {"left": "first-ever release: left in place, as configured"}})
         if service["Status"] == "RUNNING":
             # https://docs.aws.amazon.com/apprunner/latest/api/API_PauseService.html
             yield from self._begun("pause_service", {"ServiceArn": arn})

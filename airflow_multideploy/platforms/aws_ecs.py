@@ -306,8 +306,6 @@ class AwsEcs(AwsPlatform[AwsEcsConfig]):
                 return back.model_copy(update={"data": {"left": f"nothing was written; {live} had failed before"}})
             if mark not in (release.release_id, _back(release)):
                 raise self._drift(live, target)
-        if not snapshot.exists and self.config.first_deploy == "leave":
-            return back.model_copy(update={"data": {"left": "first-ever release: left in place, as configured"}})
         if snapshot.exists and live != target and state_of(service) == "IN_PROGRESS":
             stopped = yield from self._stop(live, target)
             if stopped:

@@ -258,11 +258,10 @@ that the environment's resources need (Auto Scaling, EC2, CloudFormation, S3).""
             yield from self._ready(found)
             raise self.error("Beanstalk: a change has just ended; looking again", retryable=True)
         if label is None:
-            words = "first-ever release: left in place"
-            if self.config.first_deploy == "remove":
-                words += (
-                    "; Beanstalk has no way back to its sample application: terminate the environment if it has to go"
-                )
+            words = (
+                "first-ever release: left in place; Beanstalk has no way back to its sample application: terminate the "
+                "environment if it has to go"
+            )
             return back.model_copy(update={"data": {"left": words}})
         answer = yield from self._update(str(label))
         data = {**data, "since": _text(answer.get("DateUpdated"))}

@@ -137,8 +137,9 @@ led it.""",
 
 `lambda:InvokeFunction` only with a test event, `s3:GetObject` only for zips. For an image, ECR's repository
 policy has to allow Lambda to pull.""",
-        not_undone="The published version, and the code in `$LATEST`, stay as the release made them; nobody is served "
-        "from there. What the test event did is done.",
+        not_undone="The published version, and the code in `$LATEST`, stay as the release made them; who calls the "
+        "function without the alias is served from there, so let all callers name the alias before the first release. "
+        "What the test event did is done.",
         example="fn: {platform: aws_lambda, conn_id: aws_prod, function: shop, alias: live}",
     )
 
@@ -342,9 +343,6 @@ policy has to allow Lambda to pull.""",
         if alias is None or not mine:
             raise self._drift(alias, snapshot)
         if before is None:
-            if self.config.first_deploy == "leave":
-                left = "first-ever release: left in place, as configured"
-                return back.model_copy(update={"data": {"left": left}})
             yield from self._current("delete_alias", self._place)
         else:
             yield from self._lead(alias, before["version"], before["weights"], before["description"])

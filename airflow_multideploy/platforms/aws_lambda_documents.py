@@ -15,8 +15,6 @@ def judge(handle: Handle, alias: Json | None, version: Json) -> Observation:
 
     :param version: configuration of the handle's version, while the alias points there.
     """
-    if left := handle.data.get("left"):
-        return Observation(state=State.HEALTHY, reason=str(left), verified=False)
     live = str(alias["FunctionVersion"]) if alias else None
     if failed := handle.data.get("failed"):
         return Observation(state=State.FAILED, reason=str(failed), revision=live)

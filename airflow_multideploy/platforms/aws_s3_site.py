@@ -290,8 +290,6 @@ Without `s3:ListBucket` a missing file is told as `403 Forbidden`.""",
         if live not in (path, located(self.config.path, release)):
             raise self._drift(live, snapshot)
         if live != path:
-            if not snapshot.exists and self.config.first_deploy == "leave":
-                return back.model_copy(update={"data": {"left": "first-ever release: left in place, as configured"}})
             tag = yield from (self._lead if snapshot.exists else self._update)(found, tag, path)
         back = yield from self._dropped(back, f"{release.release_id}-back-{tag}")
         return back.model_copy(update={"changed": True})
@@ -310,8 +308,6 @@ def judge(handle: Handle, found: Json, live: str, invalidation: Json | None) -> 
 
     :param live: the origin path.
     """
-    if left := handle.data.get("left"):
-        return Observation(state=State.HEALTHY, reason=str(left), verified=False)
     if live != handle.data["path"]:
         words = f"the distribution goes for {live or '/'}"
         return Observation(state=State.SUPERSEDED, reason=words, revision=live)

@@ -209,7 +209,7 @@ class AzureContainerApps(Platform[AzureContainerAppsConfig]):
                 return back.model_copy(update={"changed": app.latest == mine})
         elif not (app.latest == mine and app.all_to(mine)):
             raise self._drift(app, f"to {mine} of this release, or as in the snapshot")
-        if not wanted or (not snapshot.exists and self.config.first_deploy == "leave"):
+        if not wanted:
             return Handle(action="rollback", revision=mine, changed=False, data={"left": True})
         for name in back.data["old"]:  # type: ignore[union-attr]
             revision = yield from self._revision(str(name))

@@ -117,7 +117,9 @@ def judge(handle: Handle, app: App, revisions: Sequence[Json | None], replicas: 
     :param replicas: of the first of them; None: not asked for yet.
     """
     if handle.data.get("left"):
-        return Observation(state=State.HEALTHY, reason="left as it is, as configured", revision=app.ready or None)
+        return Observation(
+            state=State.HEALTHY, reason="no revision had traffic before: left as it is", revision=app.ready or None
+        )
     now = app.serving[0]["revisionName"] if app.serving else None
     back = handle.action == "rollback"
     if back:

@@ -193,8 +193,6 @@ class AzureContainerInstances(Platform[AzureContainerInstancesConfig]):
                 return back
         elif not (mine and live.image == release.image):
             raise self._drift(live, f"{release.image!r} of release {release.release_id}, or {before!r} as before")
-        if not snapshot.exists and self.config.first_deploy == "leave":
-            return Handle(action="rollback", revision=live.image, changed=False, data={"left": True})
         mark = yield from self._write(live, release, "rollback", before)
         return _handle(live, "rollback", before, mark)
 
@@ -278,8 +276,6 @@ def _fill(properties: Json, secrets: Mapping[str, str]) -> Iterator[str]:
 
 def judge(handle: Handle, live: Live) -> Observation:
     """Documents in, observation out; the same for both kinds of I/O."""
-    if handle.data.get("left"):
-        return Observation(state=State.HEALTHY, reason="left as it is, as configured", revision=live.image)
     if (live.image, live.mark) != (handle.data["image"], handle.data["mark"]):
         reason = f"the group runs {live.image!r}, tagged {live.mark!r}"
         return Observation(state=State.SUPERSEDED, reason=reason, revision=live.image)

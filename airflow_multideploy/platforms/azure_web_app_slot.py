@@ -250,15 +250,13 @@ class AzureWebAppSlot(AzureSite[AzureWebAppSlotConfig]):
                 return back
         if not (live.fx == ours and _ours(live, release)):
             raise self._drift(live, f"{ours!r} of release {release.release_id}, or as in the snapshot")
-        if not snapshot.exists and self.config.first_deploy == "leave":
-            return Handle(action="rollback", revision=live.fx, changed=False, data={"left": True})
         if (slot.fx, _dump(slot)) != before:
             raise self._drift(slot, f"{snapshot.data['fx']!r}, which ran before, in slot {self.config.slot!r}")
         yield from self._swap()
         return back.model_copy(update={"data": {**back.data, "swapping": True}})
 
     def _look(self, handle: Handle) -> Steps[Observation]:
-        if handle.data.get("left") or not handle.data.get("marked", True):
+        if not handle.data.get("marked", True):
             return (yield from super()._look(handle))
         live = yield from self._live()
         there = waiting = _side(live) == handle.data["before"]

@@ -121,11 +121,11 @@ class Command(Platform[CommandConfig]):
     )
 
     def snapshot(self, previous: Release | None = None) -> Snapshot:
-        """See `Platform.snapshot`. Without a command, it is what the journal says."""
+        """See `Platform.snapshot`. Without a command it is what the journal says; that nothing runs, nobody says."""
         journal = {} if previous is None else _values(previous)
         if not self.config.snapshot:
             data: dict[str, JsonValue] = {"known": previous is not None, "values": {**journal}}
-            return Snapshot(exists=previous is not None, image=journal.get("image"), data=data)
+            return Snapshot(exists=True, image=journal.get("image"), data=data)
         told = self._told()
         values = journal if told.get("image") in (None, journal.get("image")) else {}
         image = told.get("image")
@@ -198,9 +198,6 @@ class Command(Platform[CommandConfig]):
                 "release; deploy the version that is wanted"
             )
         if not snapshot.exists:
-            if self.config.first_deploy == "leave":
-                left = "the first-ever release is left as it is (first_deploy: leave)"
-                return Handle(action="rollback", changed=False, data={"left": left})
             if not self.config.remove:
                 raise self.error("cannot roll back a first-ever release: configure remove:, or first_deploy: leave")
             self._run("remove", self.config.remove, values, snapshot)
@@ -232,8 +229,6 @@ class Command(Platform[CommandConfig]):
 
     def _unseen(self, handle: Handle) -> Observation | None:
         """The judgement where no command can be asked."""
-        if handle.data.get("left"):
-            return Observation(state=State.HEALTHY, reason=str(handle.data["left"]), verified=False)
         if not self.config.status:
             reason = f"the {handle.action} command ended well; no status command tells what is live"
             return Observation(state=State.HEALTHY, reason=reason, revision=handle.revision, verified=False)

@@ -175,8 +175,6 @@ class Docker(Platform[DockerConfig]):
 
     def observe(self, handle: Handle) -> Observation:
         """See `Platform.observe`."""
-        if handle.data.get("left"):
-            return Observation(state=State.HEALTHY, reason=str(handle.data["left"]), verified=False)
         with self._host.open() as engine:
             return self._judged(engine, handle, self._inspect(engine, self.config.container))
 
@@ -194,9 +192,6 @@ class Docker(Platform[DockerConfig]):
             made = {each["Id"] for each in (live, mine) if each and each["Id"] != before}
             back = Handle(action="rollback", revision=snapshot.revision, changed=bool(made), data={"runs": True})
             if not snapshot.exists:
-                if made and self.config.first_deploy == "leave":
-                    left = "the first-ever release is left as it is (first_deploy: leave)"
-                    return Handle(action="rollback", changed=False, data={"left": left})
                 for each in made:
                     engine.remove_container(each, force=True)
                 return back

@@ -247,9 +247,8 @@ web:
             return self._handle("rollback", None, changed=False)
         if allocations(service) != {mine: 1.0}:
             raise self._drift(f"the traffic is not this release's: {allocations(service)}")
-        if self.config.first_deploy == "leave" or self.config.service == "default":
-            why = "as configured" if self.config.first_deploy == "leave" else "a default service cannot be deleted"
-            return self._left(f"first-ever release: left in place: {why}")
+        if self.config.service == "default":
+            return self._left("first-ever release: left in place: a default service cannot be deleted")
         listed = yield from self._found("GET", f"/v1/{self._name}/versions")
         if others := [v.get("id") for v in listed.get("versions", []) if v.get("id") != mine]:
             raise self._drift(f"it has versions of others by now, which would be deleted with it: {others}")

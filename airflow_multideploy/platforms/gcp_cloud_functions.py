@@ -270,8 +270,6 @@ fn:
             return self._handle("rollback", None, None, None, changed=function is not None)
         if not self._ours(function, release, handle):
             raise self._drift(f"it was created by somebody else, from {named(source_of(function))}")
-        if self.config.first_deploy == "leave":
-            return self._left("first-ever release: left in place, as configured")
         operation = yield from self._google("DELETE", f"/v2/{self._name}", absent=True)
         return self._handle("rollback", None, operation, None)
 

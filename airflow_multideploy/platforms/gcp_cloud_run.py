@@ -237,7 +237,8 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
         ours = wanted(document) == {mine: 100}
         if not snapshot.revision:
             # The service existed, but nothing ever became ready on it: there is nothing to send the traffic to.
-            return self._leave(mine if ours else None, "no revision had ever served before: left as it is")
+            left = "no revision had ever served before: left as it is"
+            return Handle(action="rollback", revision=mine if ours else None, changed=False, data={"left": left})
         if wanted(document) == snapshot.data.get("serves"):
             return Handle(action="rollback", revision=snapshot.revision, changed=False, data=back)
         if not ours:
@@ -265,9 +266,6 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
         whole = len(serves) == 1 and serves == wanted(document) and not document.get("reconciling")
         return whole and routed(document) and self._image(main(serves)) == release.image
 
-    def _leave(self, revision: str | None, why: str) -> Handle:
-        return Handle(action="rollback", revision=revision, changed=False, data={"left": why})
-
     def _unmake(self, mine: str, document: Json | None) -> Handle:
         """The way back from a first-ever deploy."""
         if document is None:
@@ -276,8 +274,6 @@ class GcpCloudRun(Platform[GcpCloudRunConfig]):
             created = short(document.get("latestCreatedRevision", "")) or document.get("template", {}).get("revision")
             if created != mine or wanted(document) not in ({mine: 100}, {}):
                 raise self._drift(f"revision {created} is not of this release")
-            if self.config.first_deploy == "leave":
-                return self._leave(mine, "first deploy: left as it is, as configured")
             self._api.delete(document["etag"])
         return Handle(action="rollback", data={"removed": True})
 

@@ -30,7 +30,6 @@ from airflow_multideploy.platforms._kubernetes_documents import (
 )
 from airflow_multideploy.platforms.artifact import Located, located
 
-_LEFT = "first-ever release: left in place, as configured"
 _WORST = (State.FAILED, State.SUPERSEDED, State.UNKNOWN, State.PROGRESSING, State.HEALTHY)
 
 
@@ -82,7 +81,8 @@ _MANUAL = Manual(
     "Its kubeconfig is written to a private file for the time of one `helm` call. The workers need `helm` 4 on their "
     "PATH, logged in to a private chart registry (`helm registry login`). The triggerer needs no helm.",
     protocol="""
-1. Snapshot: list Helm's records of the release (Secrets `sh.helm.release.v1.NAME.vN`); the number of the one deployed.
+1. Snapshot: list Helm's records of the release (Secrets `sh.helm.release.v1.NAME.vN`); the number of the one deployed,
+   or where none is (failed ones only), of the newest one whose Deployments run. Records of which none runs are refused.
    The end of a rollout that is under way is waited for, up to two and a half minutes.
 2. Deploy: `helm upgrade --install --reset-then-reuse-values --values FILE`, with the release id as the label
    `multideploy-release` and in the description. It waits for hooks only. A `pending-*` record that a crashed run of the
@@ -90,7 +90,8 @@ _MANUAL = Manual(
 3. Observe: the records, and each Deployment of the manifest. Healthy when the newest record is this release's, is
    `deployed`, and every Deployment has the manifest's images and all its replicas available. Pods fail it early as on
    `kubernetes`.
-4. Rollback: `helm rollback NAME N`; a release that did not exist before is uninstalled. Observed in the same way.
+4. Rollback: `helm rollback NAME N`; a release of which Helm had no record before is uninstalled. Observed in the same
+   way.
 """,
     permissions="""
 What the chart makes, and in the namespace of the release:
@@ -149,8 +150,8 @@ class Helm(HelmProgram[HelmConfig]):
             self._refuse_drift(records, release, snapshot)
         if newest and newest.status.startswith("pending"):
             if not newest.of(release):
-                raise self._busy(newest)
-            self._recover(records)
+                raise self._busy(records)
+            self._recover(snapshot)
         self._upgrade(release)
         return Handle(action="deploy", revision=str(self._run(self._records())[-1].number))
 
@@ -165,12 +166,12 @@ class Helm(HelmProgram[HelmConfig]):
         self._refuse_drift(records, release, snapshot)
         newest = records[-1] if records else None
         if not snapshot.exists:
-            return self._remove(newest, release)
+            return self._remove(newest, release, snapshot)
         if newest is None:  # refused as drift above; tells the type checker
             raise self._drift("is not installed any more")
         back = Handle(action="rollback", revision=str(newest.number), changed=False)
         if newest.number == snapshot.data["found"]:
-            return back
+            return back.model_copy(update={"data": {"serves": snapshot.revision}})
         if newest.status == "deployed" and newest.description == f"Rollback to {snapshot.revision}":
             if self._run(self._look(back)).state is not State.FAILED:
                 return back
@@ -191,25 +192,38 @@ class Helm(HelmProgram[HelmConfig]):
     def _snapshot(self, previous: Release | None) -> Steps[Snapshot]:
         records = yield from self._records()
         if records and records[-1].status.startswith(("pending", "uninstalling")):
-            raise self._busy(records[-1])
-        good = [record for record in records if record.status == "deployed"]
-        if not good:
-            return Snapshot(exists=False, data={"found": records[-1].number if records else 0})
-        seen = yield from self._seen(good[-1])
+            raise self._busy(records)
+        if not records:
+            return Snapshot(exists=False, data={"found": 0})
+        live = next((record for record in reversed(records) if record.status == "deployed"), None)
+        seen = yield from self._serving(live or records[-1])
         if seen.state is State.PROGRESSING:
             words = f"Helm: {self._place} is still being rolled out: {seen.reason}; waiting for its end"
             raise self.error(words, retryable=True, retry_after=AGAIN if seen.progress is not None else None)
+        live = live or (yield from self._undeployed(records))
         image = None
-        for deployment in good[-1].deployments():
+        for deployment in live.deployments():
             template = deployment["spec"]["template"]
             names = chosen(template, (), previous.image if previous else "")
             image = image or images_of(template)[names[0] if names else template["spec"]["containers"][0]["name"]]
         number = records[-1].number
-        return Snapshot(exists=True, revision=str(good[-1].number), image=image, data={"found": number})
+        return Snapshot(exists=True, revision=str(live.number), image=image, data={"found": number})
+
+    def _undeployed(self, records: Sequence[Record]) -> Steps[Record]:
+        """The newest revision that runs, although Helm calls none deployed."""
+        for record in reversed(records):
+            seen = yield from self._serving(record)
+            if seen.state is State.HEALTHY and seen.verified:
+                return record
+        newest, name = records[-1], self.config.release
+        raise self.error(
+            f"Helm: {self._place} has no deployed revision (the newest, {newest.number}, is {newest.status}: "
+            f"{newest.description}), and what runs is none of them, so nobody could restore it; nothing was written: "
+            f"`helm rollback {name} REVISION` to one that works, or `helm uninstall {name}` if it is not needed, then "
+            "release again"
+        )
 
     def _look(self, handle: Handle) -> Steps[Observation]:
-        if handle.data.get("left"):
-            return Observation(state=State.HEALTHY, reason=str(handle.data["left"]), verified=False)
         records = yield from self._records()
         newest = records[-1] if records else None
         if handle.data.get("removed"):
@@ -217,6 +231,8 @@ class Helm(HelmProgram[HelmConfig]):
         if newest is None or str(newest.number) != handle.revision:
             words = f"revision {newest.number} is live: {newest.description}" if newest else "it is not installed"
             return Observation(state=State.SUPERSEDED, reason=words, revision=str(newest.number) if newest else None)
+        if serves := handle.data.get("serves"):  # nothing was written: as it was found, whatever Helm calls it
+            return (yield from self._serving(next(r for r in records if str(r.number) == serves)))
         return (yield from self._seen(newest))
 
     def _seen(self, record: Record) -> Steps[Observation]:
@@ -224,6 +240,11 @@ class Helm(HelmProgram[HelmConfig]):
         if record.status != "deployed":
             state = State.PROGRESSING if record.status.startswith("pending") else State.FAILED
             return Observation(state=state, reason=words, revision=revision)
+        return (yield from self._serving(record))
+
+    def _serving(self, record: Record) -> Steps[Observation]:
+        """How the Deployments of a revision do, whatever Helm calls it."""
+        words, revision = f"Helm says {record.status}: {record.description}", str(record.number)
         looks = []
         for document in record.deployments():
             looks.append((yield from self._seen_deployment(document, revision)))
@@ -291,15 +312,12 @@ class Helm(HelmProgram[HelmConfig]):
             arguments += ["--server-side=true", "--force-conflicts"]
         self._helm(*arguments, patience=config.hook_timeout, values=_filled(config.values, release))
 
-    def _recover(self, records: Sequence[Record]) -> None:
+    def _recover(self, snapshot: Snapshot) -> None:
         """Out of the pending record that a crashed helm of ours left, and in which Helm refuses to go on."""
-        good = [record for record in records if record.status in ("deployed", "superseded")]
-        if good:
-            self._helm("rollback", self.config.release, str(good[-1].number), patience=self.config.hook_timeout)
-        else:
-            self._helm("uninstall", self.config.release, patience=self.config.hook_timeout)
+        way = ("rollback", self.config.release, str(snapshot.revision))
+        self._helm(*(way if snapshot.exists else ("uninstall", way[1])), patience=self.config.hook_timeout)
 
-    def _remove(self, newest: Record | None, release: Release) -> Handle:
+    def _remove(self, newest: Record | None, release: Release, snapshot: Snapshot) -> Handle:
         """The way back from a first-ever release; pods go first, so that gone means gone."""
         deployments = [d["metadata"] for d in newest.deployments()] if newest else []
         places = [{key: m[key] for key in ("name", "namespace") if key in m} for m in deployments]
@@ -307,10 +325,8 @@ class Helm(HelmProgram[HelmConfig]):
         back = Handle(action="rollback", changed=False, data=data)
         if newest is None or newest.status == "uninstalling":
             return back
-        if not newest.of(release):
-            return back.model_copy(update={"data": {"left": "nothing was written; it had failed before the release"}})
-        if self.config.first_deploy == "leave":
-            return back.model_copy(update={"data": {"left": _LEFT}})
+        if snapshot.data["found"] or not newest.of(release):
+            raise self._drift(f"has revision {newest.number} now ({newest.description})")
         self._helm("uninstall", self.config.release, "--cascade", "foreground", patience=self.config.hook_timeout)
         return back.model_copy(update={"changed": True})
 
@@ -335,10 +351,13 @@ class Helm(HelmProgram[HelmConfig]):
         )
         return Drift(words, target=self.name)
 
-    def _busy(self, record: Record) -> Exception:
+    def _busy(self, records: Sequence[Record]) -> Exception:
+        newest, before = records[-1], records[:-1]
+        good = [record for record in before if record.status in ("deployed", "superseded")] or before
+        way = f"rollback {self.config.release} {good[-1].number}" if good else f"uninstall {self.config.release}"
         return self.error(
-            f"Helm: {self._place} is {record.status} (revision {record.number}): another helm is at work, or one has "
-            f"died there; then `helm rollback {self.config.release}` first",
+            f"Helm: {self._place} is {newest.status} (revision {newest.number}): another helm is at work, or one has "
+            f"died there; then `helm {way}` first",
             retryable=True,
             retry_after=AGAIN,
         )

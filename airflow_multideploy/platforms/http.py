@@ -21,7 +21,7 @@ from airflow_multideploy.core.contract import (
     Snapshot,
     State,
 )
-from airflow_multideploy.core.errors import Drift
+from airflow_multideploy.core.errors import Drift, PlatformError
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms._http_client import Client, Send
 from airflow_multideploy.platforms._http_config import HttpConfig
@@ -71,15 +71,16 @@ class Http(Platform[HttpConfig]):
     # --- the contract ----------------------------------------------------------------------------------------------
 
     def snapshot(self, previous: Release | None = None) -> Snapshot:
-        """See `Platform.snapshot`. With neither ``current`` nor ``version``, it is what the journal says."""
+        """See `Platform.snapshot`. With neither ``current`` nor ``version``, what runs is what the journal says; that
+        nothing does, nobody says."""
         with self._client.open() as send:
             live = self._eyes.live(send)
+            self._is_absent(live, send)
         values = self._restorable(live, previous)
-        exists = previous is not None if live.exists is None else live.exists
         revision = live.serving if self.config.version else live.told.get("release_id") or live.told.get("image")
         known = bool(values) or live.exists is not None
         return Snapshot(
-            exists=exists,
+            exists=live.exists is not False,
             revision=revision,
             image=values.get("image"),
             data={
@@ -90,6 +91,24 @@ class Http(Platform[HttpConfig]):
                 "values": {**values},
             },
         )
+
+    def _is_absent(self, live: Live, send: Send) -> None:
+        """Refuse to take an application that is well, and tells no version, for none."""
+        version, health = self.config.version, self.config.health
+        if live.exists is not False or self.config.current or not (version and health):
+            return
+        try:
+            answer = send(self._eyes.get(health.path))
+        except PlatformError as error:
+            if not error.retryable:
+                raise
+            return  # nobody answers there
+        if answer.ok:
+            raise self.error(
+                f"{called(answer)}: HTTP {answer.status}, so an application runs, and GET {version.path} does not tell "
+                "which; nobody could restore it; nothing was written: let it tell its version, configure current:, or "
+                "take it away, then release again"
+            )
 
     def deploy(self, release: Release, snapshot: Snapshot) -> Handle:
         """See `Platform.deploy`. An API that tells nothing gets the request again on a retry, under the same key."""
@@ -231,9 +250,6 @@ class Http(Platform[HttpConfig]):
 
     def _take_down(self, send: Send, values: Values, live: Live) -> Handle:
         """Undo a first-ever deploy, as the config says."""
-        if self.config.first_deploy == "leave":
-            left = "the first-ever deploy is left as it is (first_deploy: leave)"
-            return Handle(action="rollback", changed=False, data={"left": left})
         if self.config.remove is None:
             raise self.error(
                 "cannot roll back a first-ever deploy: there is nothing to go back to, and no request that removes it; "

@@ -30,24 +30,25 @@ from airflow_multideploy.platforms._kubernetes_documents import (
     RESTART,
     Trouble,
     applied,
+    at_work,
     chosen,
     cleaned,
     created,
     digest,
+    flaw_of,
     fresh,
     images_of,
     is_back,
     judge,
     marks_of,
-    missing_of,
     number_of,
     ours,
     restored,
+    selector_of,
     told_apart,
 )
 
 MANAGER = "multideploy"
-_LEFT = "first-ever release: left in place, as configured"
 _NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 
 
@@ -71,8 +72,8 @@ class KubernetesDeploymentConfig(KubernetesConfig):
     @field_validator("manifest")
     @classmethod
     def _whole(cls, manifest: Json | None) -> Json | None:
-        if manifest is not None and (missing := missing_of(manifest)):
-            raise ValueError(f"is no Deployment: it has no {missing}")
+        if manifest is not None and (flaw := flaw_of(manifest)):
+            raise ValueError(flaw)
         return manifest
 
 
@@ -83,7 +84,8 @@ _MANUAL = Manual(
     "cluster set the target's `cluster`, and give a Connection of the cloud instead.",
     protocol="""
 1. Snapshot: `GET` the Deployment and its ReplicaSets. While a rollout is under way, it waits for its end, up to two
-   and a half minutes; of one that has failed, the template that still serves is the snapshot.
+   and a half minutes; of one that has failed, the template that still serves is the snapshot. Where there is none, pods
+   that the `manifest` selects are refused (other permissions would be needed to see a StatefulSet with other labels).
 2. Deploy: `PATCH` with server-side apply (`fieldManager=multideploy&force=true`): images, and the annotations
    `multideploy/release` and `multideploy/version` of the pod template; with uid and resourceVersion, so that an edit in
    between is a conflict, never overwritten.
@@ -171,6 +173,8 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
     def _snapshot(self, previous: Release | None) -> Steps[Snapshot]:
         live = yield from self._deployment()
         if live is None:
+            if self.config.manifest is not None:
+                yield from self._alone(self.config.manifest)
             return Snapshot(exists=False, data={"uid": None, "found": None, "failing": False})
         seen = yield from self._seen(_handle(live))
         if seen.state is State.PROGRESSING:
@@ -204,6 +208,15 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
                 "number": number_of(live),
             },
         )
+
+    def _alone(self, manifest: Json) -> Steps[None]:
+        """Refuse to create a Deployment beside what serves already under its labels."""
+        listed = yield "list_namespaced_pod", {"label_selector": selector_of(manifest)}
+        if pod := at_work(listed["items"]):
+            raise self.error(
+                f"Kubernetes: there is no {self._place}, but {pod} has its manifest's labels: a second one would run "
+                "beside it; nothing was written: give it labels of its own, or remove what runs, then release again"
+            )
 
     def _deploy(self, release: Release, snapshot: Snapshot) -> Steps[Handle]:
         live = yield from self._deployment()
@@ -331,8 +344,6 @@ class Kubernetes(KubernetesPlatform[KubernetesDeploymentConfig]):
         created = live["metadata"].get("annotations", {}).get(CREATED) == release.release_id
         if not created or not ours(live["spec"]["template"], release, snapshot, handle):
             raise self._drift("was not created by this release, or changed since")
-        if self.config.first_deploy == "leave":
-            return back.model_copy(update={"data": {"left": _LEFT}})
         yield (
             "delete_namespaced_deployment",
             {

@@ -284,8 +284,6 @@ dc:
             return removed
         if not self._ours(job, release, handle):
             raise self._drift(f"version {job['Version']} is not of this release")
-        if self.config.first_deploy == "leave":
-            return removed.model_copy(update={"data": {"left": "first-ever release: left in place, as configured"}})
         purge = "false" if snapshot.data.get("stopped") else "true"
         yield from self._call("DELETE", "job", self.config.job, purge=purge)
         return removed.model_copy(update={"changed": True})

@@ -37,7 +37,8 @@ class PrefectConfig(DelegateConfig):
     :param rollback_deployment: the one that goes back; it is given the parameters of the last completed run before the
         release. None: the one that deploys.
     :param remove_deployment: the one that takes down a first-ever release, with that release's parameters; None: there
-        is none, and going back from a first-ever release is an error unless `first_deploy` is `leave`.
+        is none, and going back from a first-ever release is an error unless `first_deploy` is `leave`. What the deploy
+        deployment never released counts as never deployed: leave it out where something runs that others put there.
     """
 
     platform: Literal["prefect"] = "prefect"

@@ -31,7 +31,7 @@ from airflow_multideploy.core.errors import Drift
 from airflow_multideploy.core.models import Seconds, TargetConfig
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.platforms._http_look import run_of
-from airflow_multideploy.platforms._ssh_host import GO, LOOK, RECEIVE, Host, Seen, seen
+from airflow_multideploy.platforms._ssh_host import GO, LOOK, NO_LINK, RECEIVE, Host, Seen, seen
 from airflow_multideploy.platforms.artifact import Located, fetchable, located
 
 Run = Callable[..., dict[str, str]]
@@ -105,12 +105,14 @@ class Ssh(Platform[SshConfig]):
         connection="Type `ssh`: host, login, port; a private key in extra `private_key` (or `key_file`), or a password."
         " Set extra `host_key`, or a known_hosts file on workers and triggerers. The worker uses `SSHHook` (paramiko), "
         "the triggerer `SSHHookAsync` (asyncssh).",
-        protocol="1. Read: `readlink current`, our steps in `.multideploy/`, `systemctl show`, `check`.\n"
+        protocol="1. Read: `readlink current`, our steps in `.multideploy/`, `systemctl show`, `check`. What could not "
+        "be brought back is refused: `current` is no link, or leads to no folder, or the unit runs without it.\n"
         "2. Start the steps on the host, and return: fetch, compare the SHA-256, unpack into `releases/ID`; then under "
         "`flock`: does `current` still lead where it did? `ln -sfn`, `mv -T`, `systemctl restart --no-block`.\n"
         "3. Look until it is healthy.\n"
         "4. Back: stop steps that still run, then under the same lock switch `current` to the folder before, and "
-        "restart. After a first-ever release: `systemctl stop`, and the link and folder are removed.\n\n"
+        "restart. After a first-ever release (there was no `current`, and the unit did not run): "
+        "`systemctl stop`, if the release had switched `current`, and the link and folder are removed.\n\n"
         "The steps go on when the SSH session is over: `KillUserProcesses=yes` in logind.conf would end them (then the "
         "release fails with the step at which they ended). A copy from the worker is sent before `deploy` returns.",
         permissions="A login that may write `root`, with `flock`, `sha256sum`, `tar`, `timeout` (and `curl`) on its "
@@ -135,6 +137,7 @@ class Ssh(Platform[SshConfig]):
         with self._host.open() as run:
             now = seen(run("look", LOOK, self._looking()))
         self._loaded(now)
+        self._restorable(now)
         said = now.check[1] if now.check and now.check[0] == 0 else None
         active = now.unit["ActiveState"] == "active"
         data: dict[str, JsonValue] = {"said": said, "active": active}
@@ -170,15 +173,11 @@ class Ssh(Platform[SshConfig]):
 
     def observe(self, handle: Handle) -> Observation:
         """See `Platform.observe`."""
-        if handle.data.get("left"):
-            return _left(handle)
         with self._host.open() as run:
             return judge(handle, seen(run("look", LOOK, self._looking(handle.data.get("id")))), self.config)
 
     async def aobserve(self, handle: Handle) -> Observation:
         """See `Platform.aobserve`."""
-        if handle.data.get("left"):
-            return _left(handle)
         told = await self._host.arun("look", LOOK, self._looking(handle.data.get("id")))
         with self.understanding():
             return judge(handle, seen(told), self.config)
@@ -200,9 +199,6 @@ class Ssh(Platform[SshConfig]):
                     return back
             elif not _ours(now.live, release):
                 raise self._drift(now, snapshot)
-            if target is None and self.config.first_deploy == "leave":
-                left = "the first-ever release is left as it is (first_deploy: leave)"
-                return Handle(action="rollback", changed=False, data={"left": left})
             mode, known = "remove" if target is None else "back", (now.live, target)
             run("go", GO, self._going(release, id_=id_, mode=mode, target=target or "", known=known))
         return back
@@ -268,9 +264,25 @@ class Ssh(Platform[SshConfig]):
         if (state := now.unit["LoadState"]) != "loaded":
             raise self.error(f"unit {self.config.unit} is {state}; create it on the host, then release again")
 
+    def _restorable(self, now: Seen) -> None:
+        """Refuse what a release could not bring back: only no ``current`` at all, and a unit that does not run, is a
+        first-ever deploy."""
+        place, unit = f"{self.config.root}/current", now.unit
+        runs = unit["ActiveState"] not in ("inactive", "failed") and unit["SubState"] != "auto-restart"
+        why = ""
+        if now.live == NO_LINK:
+            why = f"{place} is no link; make it one to a folder beside it"
+        elif now.live is not None and not now.folder:
+            why = f"{place} leads to {now.live}, which is no folder; lead it to the one that is to run"
+        elif now.live is None and runs:
+            words = f"{self.config.unit} is {unit['ActiveState']} ({unit['SubState']})"
+            why = f"{words}, and there is no {place}; make it a link to the folder that the unit runs, or stop the unit"
+        if why:
+            raise self.error(f"{why}, then release again: what runs there could not be restored; nothing was written")
+
     def _drift(self, now: Seen, snapshot: Snapshot) -> Drift:
         return Drift(
-            f"{self.config.root}/current leads to {now.live or 'nothing'}, not to {snapshot.revision or 'nothing'} and "
+            f"{self.config.root}/current leads to {_place(now.live)}, not to {snapshot.revision or 'nothing'} and "
             "not to this release: somebody else changed it; nothing was written; look at it, then release again",
             target=self.name,
         )
@@ -295,7 +307,7 @@ def judge(handle: Handle, now: Seen, config: SshConfig) -> Observation:  # noqa:
             return seen_as(State.FAILED, f"the steps on the host were interrupted while {mine.step}")
         return seen_as(State.PROGRESSING, mine.step)
     if now.live != handle.revision:
-        return seen_as(State.SUPERSEDED, f"current leads to {now.live or 'nothing'}")
+        return seen_as(State.SUPERSEDED, f"current leads to {_place(now.live)}")
     if handle.revision is None:
         return seen_as(State.HEALTHY, "nothing is deployed, as before the first release")
     if not handle.data.get("active"):
@@ -333,8 +345,8 @@ def _unit(  # noqa: PLR0911 - one for each state
     return say(State.HEALTHY, words)
 
 
-def _left(handle: Handle) -> Observation:
-    return Observation(state=State.HEALTHY, reason=str(handle.data["left"]), verified=False)
+def _place(live: str | None) -> str:
+    return {None: "nothing", NO_LINK: "nothing, as it is no link"}.get(live, str(live))
 
 
 def _ours(live: str | None, release: Release) -> bool:

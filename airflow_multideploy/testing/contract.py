@@ -23,6 +23,10 @@ import pytest
 
 from airflow_multideploy.core.contract import Handle, Observation, Platform, State
 from airflow_multideploy.core.errors import Drift, PlatformError
+from airflow_multideploy.core.journal import Journal, Phase, Run
+from airflow_multideploy.core.rollback import WayBack
+from airflow_multideploy.core.rollout import Rollout
+from airflow_multideploy.core.status import Status
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
 from airflow_multideploy.testing.driver import (
     NEW,
@@ -32,10 +36,12 @@ from airflow_multideploy.testing.driver import (
     SECRET,
     Driver,
     QuickClock,
+    judged,
     kept,
     passed_on,
     stood_still,
 )
+from airflow_multideploy.testing.fake import MemoryStore
 
 __all__ = ["NEW", "OLD", "OTHER", "RESOURCE", "SECRET", "PlatformContract", "QuickClock"]
 
@@ -230,12 +236,36 @@ class PlatformContract(Driver):
         self.undo(stand_in, release, snapshot, handle, mode)
         assert stand_in.live(RESOURCE).image != NEW
 
-    def test_a_failing_first_ever_deploy_can_be_left(self, stand_in: StandIn, world: World, mode: str) -> None:
+    def test_a_failing_first_ever_deploy_and_its_rollback(self, stand_in: StandIn, world: World, mode: str) -> None:
         stand_in.seed(RESOURCE, None)
         with self.going_wrong(world, RolloutFault(stand_in.kind, "fails")):
             snapshot, handle, release = self.start(stand_in)
             assert self.wait(self.platform(stand_in), handle, mode).state is State.FAILED
         self.undo(stand_in, release, snapshot, handle, mode)
+
+    def test_a_failing_first_ever_deploy_can_be_left(self, stand_in: StandIn, world: World) -> None:
+        """With ``first_deploy: leave`` the release ends in the same status on every platform, and nothing is written on
+        the way back: whoever asks for it, and as often as it is asked for."""
+        stand_in.seed(RESOURCE, None)
+        platform, journal, clock = self.platform(stand_in, first_deploy="leave"), Journal(MemoryStore()), QuickClock()
+        rollout = Rollout(platform, journal, clock, Run("shop", "run1"))
+        with self.going_wrong(world, RolloutFault(stand_in.kind, "fails")):
+            entry = rollout.begin(self.release())
+            assert entry.snapshot is not None
+            assert entry.handle is not None
+            if entry.snapshot.exists:
+                pytest.skip(f"{stand_in.kind}: the resource is there before the first release, so nothing is removed")
+            entry = rollout.conclude(entry, self.wait(platform, entry.handle, "sync"))
+        assert entry.phase is Phase.FAILED
+        there = (stand_in.live(RESOURCE), stand_in.revisions(RESOURCE))
+        with self.unwritten(stand_in, world):
+            for _ in range(2):
+                verdict = judged(entry, platform)
+                assert (verdict.status, verdict.restore) == (Status.FAILED, ())
+                assert "left in place, as configured (first_deploy: leave)" in verdict.reason
+                entry = WayBack(platform, journal, clock).go(entry)
+                assert (entry.phase, entry.settled, journal.read()) == (Phase.FAILED, True, entry)
+        assert (stand_in.live(RESOURCE), stand_in.revisions(RESOURCE)) == there
 
     def test_documents_survive_json_and_hold_no_secret(self, stand_in: StandIn) -> None:
         """As in every other test, where `passed_on` sees to it for what each step returns."""

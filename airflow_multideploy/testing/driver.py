@@ -15,6 +15,9 @@ from urllib.parse import quote
 import pytest
 
 from airflow_multideploy.core.contract import Document, Handle, Observation, Platform, Release, Snapshot, State
+from airflow_multideploy.core.journal import Entry
+from airflow_multideploy.core.status import result_of
+from airflow_multideploy.core.verdict import Rules, Verdict, judge
 from airflow_multideploy.core.wait import SystemClock, Watch, follow, persist
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
@@ -166,6 +169,13 @@ class Driver:
             assert fault.answer in [call.fault for call in world.calls_of(fault.platform)], (
                 "the stand-in kept no record"
             )
+
+
+def judged(entry: Entry, platform: Platform[Any]) -> Verdict:
+    """What a release of this one target comes to, as its journal stands."""
+    results = {entry.target: result_of(entry, critical=True)}
+    targets = {entry.target: platform.config}
+    return judge(results, targets, service=entry.service, version=entry.release.version, rules=Rules())
 
 
 def passed_on(document: D) -> D:

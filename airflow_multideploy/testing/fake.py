@@ -260,7 +260,7 @@ class FakePlatform(Platform[FakeConfig]):
         return self.observe(handle)
 
     def rollback(self, release: Release, snapshot: Snapshot, handle: Handle | None) -> Handle:
-        """Make the snapshot's revision live; a first-ever one is removed, or left when the config says so."""
+        """Make the snapshot's revision live; a first-ever one is removed."""
         fault = self._begin("rollback")
         now, wrote, goal = self._place.current, None, snapshot.revision
         if self._place.live == snapshot.revision:
@@ -269,11 +269,7 @@ class FakePlatform(Platform[FakeConfig]):
         else:
             if not self._ours(now, release) and not (handle and handle.revision == self._place.live):
                 raise self._drift(snapshot)
-            if not snapshot.exists and self.config.first_deploy == "leave":
-                goal = self._place.live
-                self._place.ready_at, self._place.fate = self._world.clock.time(), "healthy"
-            else:
-                wrote = self._activate(goal, fault)
+            wrote = self._activate(goal, fault)
         self._end("rollback", fault, release, wrote)
         return Handle(action="rollback", revision=goal, changed=wrote is not None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_multideploy.core.journal import Entry, Phase
-from airflow_multideploy.core.reconcile import settle
+from airflow_multideploy.core.reconcile import came_to, settle
 from airflow_multideploy.testing.fake import Crash
 from tests.core.conftest import IMAGE, OLD, Bench, targets
 
@@ -92,3 +92,15 @@ def test_a_journal_that_changed_since_it_was_read_is_left_to_whoever_wrote_it(le
     assert "the journal changed meanwhile: run 'run2'" in reconcile(left, doubts)["t2"]
     assert left.entry("t2") == later
     assert left.live("t2") == f"{IMAGE}:3"
+
+
+def test_a_first_ever_release_that_is_left_is_settled_untouched_and_nothing_waits_for_it(bench: Bench) -> None:
+    bench.begin(target="t1")
+    bench.config = {"first_deploy": "leave"}
+    bench.world.seed("shop/t2", None)
+    bench.begin(target="t2")
+    assert reconcile(bench) == {"t2": "", "t1": ""}
+    assert rollbacks(bench) == ["shop/t1"]
+    assert (bench.live("t1"), bench.live("t2")) == (OLD, f"{IMAGE}:2")
+    entry = bench.entry("t2")
+    assert (entry.phase, entry.settled, came_to(entry)) == (Phase.FAILED, True, entry.reason)

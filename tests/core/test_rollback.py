@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_multideploy.core.contract import Observation, State
-from airflow_multideploy.core.errors import PlatformError, RollbackFailed
+from airflow_multideploy.core.errors import PlatformError, RollbackFailed, RolloutFailed
 from airflow_multideploy.core.journal import Phase
 from airflow_multideploy.core.plan import dependents
 from airflow_multideploy.core.rollback import ATTEMPTS, LANDING, blockers, select
@@ -132,17 +133,60 @@ def test_a_version_that_got_there_unseen_goes_back_and_is_bad(bench: Bench) -> N
     assert (bench.live(), list(bench.journal().bad())) == (OLD, [NEW])
 
 
-@pytest.mark.parametrize(("first_deploy", "live"), [("remove", None), ("leave", NEW)])
-def test_a_first_ever_deploy_is_removed_or_left_as_configured(
-    bench: Bench, first_deploy: str, live: str | None
-) -> None:
-    bench.config = {"first_deploy": first_deploy}
+def test_a_first_ever_deploy_is_removed_again(bench: Bench) -> None:
     bench.world.seed("shop/t1", None)
     failed(bench)
     assert bench.entry().snapshot.exists is False  # type: ignore[union-attr]
     assert bench.back().phase is Phase.ROLLED_BACK
-    assert bench.live() == live
+    assert bench.live() is None
     assert bench.journal().live() is None
+
+
+def first_ever_left(bench: Bench) -> None:
+    bench.config = {"first_deploy": "leave"}
+    bench.world.seed("shop/t1", None)
+
+
+@pytest.mark.parametrize(("fault", "phase"), [("fails", "failed"), (None, "succeeded"), ("crash_after", "failed")])
+def test_a_first_ever_deploy_that_is_left_is_settled_without_a_word_to_the_platform(
+    bench: Bench, fault: Any, phase: str
+) -> None:
+    first_ever_left(bench)
+    if fault:
+        bench.fault("deploy", fault)
+    with suppress(Crash):
+        bench.deploy()
+    live, asked = bench.live(), len(bench.world.calls)
+    entry = bench.way().go(bench.entry())
+    assert (entry.phase, entry.settled) == (phase, True)
+    assert entry.reason.endswith("left in place, as configured (first_deploy: leave)")
+    assert (bench.live(), len(bench.world.calls)) == (live, asked)
+    assert bench.way().go(entry) == bench.entry() == entry
+    assert bench.deploy("3", "run2").phase is Phase.SUCCEEDED, "the next release starts from it"
+
+
+def test_a_late_write_of_a_first_ever_deploy_that_is_left_is_not_taken_back(bench: Bench) -> None:
+    first_ever_left(bench)
+
+    def taken_over() -> None:
+        bench.way().go(bench.entry())
+
+    bench.fault("deploy", "meanwhile", action=taken_over)
+    with pytest.raises(RolloutFailed, match="the journal says failed"):
+        bench.begin()
+    assert bench.live() == NEW
+    assert [call.name for call in bench.world.writes()] == ["deploy"]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_is_left_is_never_selected_and_nothing_waits_for_it(cancelled: bool) -> None:
+    outcome = [
+        result.model_copy(update={"stays": result.target in ("dc", "edge")}) for result in results(edge="failed")
+    ]
+    for strategy in ("all", "failed", "dependents"):
+        found = select(outcome, targets(GRAPH), met=False, strategy=strategy, cancelled=cancelled)
+        assert not {"dc", "edge"} & found
+        assert not blockers("aws", targets(GRAPH), found)
 
 
 @pytest.mark.parametrize("kind", ["error", "lost"])

@@ -14,7 +14,9 @@ from tests.core.conftest import targets
 GRAPH: dict[str, list[Any]] = {"aws": [], "gcp": [], "dc": ["aws"]}
 
 
-def verdict(rules: Rules | None = None, *, marks: dict[str, Any] | None = None, **more: Any) -> Verdict:
+def verdict(
+    rules: Rules | None = None, *, marks: dict[str, Any] | None = None, stays: tuple[str, ...] = (), **more: Any
+) -> Verdict:
     """Of results given as target=phase or target=(deployed, phase); `succeeded` and `failed` ones were touched."""
     results = {}
     for name in GRAPH:
@@ -25,6 +27,7 @@ def verdict(rules: Rules | None = None, *, marks: dict[str, Any] | None = None, 
             deployed=Phase(deployed),
             phase=Phase(phase),
             touched=touched,
+            stays=name in stays,
             reason=more.pop(f"{name}_why", ""),
         )
     configs = targets(GRAPH)
@@ -155,3 +158,35 @@ def test_the_table_shows_each_target_with_its_seconds() -> None:
             "reason": "",
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "others", "status", "restore"),
+    [
+        (Rules(), {"aws": "rolled_back", "dc": "rolled_back"}, "partially_rolled_back", ("dc", "aws")),
+        (Rules(strategy="failed"), {}, "failed", ()),
+        (Rules(strategy="dependents"), {}, "failed", ()),
+        (Rules(strategy="none"), {}, "failed", ()),
+        (Rules(policy=AtLeast(at_least=2)), {}, "degraded", ()),
+    ],
+)
+def test_a_first_ever_release_that_is_left_is_failed_and_says_why(
+    rules: Rules, others: dict[str, str], status: str, restore: tuple[str, ...]
+) -> None:
+    phases = {name: ("succeeded", phase) for name, phase in others.items()}
+    made = verdict(rules, gcp="failed", gcp_why="exit code 1", stays=("gcp",), **phases)
+    assert (made.status, made.restore) == (status, restore)
+    assert "gcp: failed (exit code 1; then first-ever release: left in place, as configured" in made.reason
+    first = verdict(rules, gcp="failed", stays=("gcp",), final=False)
+    assert first.restore == restore, "the same before the rollbacks and after them"
+
+
+def test_all_that_is_left_of_a_stopped_run_is_failed_and_a_healthy_one_is_named() -> None:
+    settled = {"gcp": ("failed", "failed"), "aws": "pending", "dc": "pending"}
+    made = verdict(cancelled=True, stays=("gcp",), **settled)
+    assert (made.status, made.restore) == ("failed", ())
+    healthy = {"gcp": ("failed", "rolled_back"), "aws": ("succeeded", "rolled_back"), "dc": "succeeded"}
+    made = verdict(stays=("dc",), **healthy)
+    assert (made.status, made.restore) == ("partially_rolled_back", ("aws", "gcp"))
+    assert "dc: succeeded (first-ever release: left in place" in made.reason
+    assert verdict(stays=("dc",)).reason == ""

@@ -267,19 +267,6 @@ class TestAwsEcs(PlatformContract):
         assert (service["desiredCount"], service["runningCount"]) == (0, 0)
         assert service["taskDefinition"] == snapshot.data["taskDefinition"]
 
-    def test_first_ever_release_can_be_left(self, stand_in: StandIn, world: World) -> None:
-        stand_in.seed(RESOURCE, None)
-        world.rollout_faults.append(RolloutFault(stand_in.kind, "fails"))
-        snapshot, handle, release = self.start(stand_in)
-        platform = self.platform(stand_in, first_deploy="leave")
-        assert self.wait(platform, handle, "sync").state is State.FAILED
-        writes = len(world.calls_of(stand_in.kind, writes=True))
-        back = platform.rollback(release, snapshot, handle)
-        seen = platform.observe(back)
-        assert (back.changed, seen.verified) == (False, False)
-        assert "left in place" in seen.reason
-        assert len(world.calls_of(stand_in.kind, writes=True)) == writes
-
     # --- errors ------------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize(

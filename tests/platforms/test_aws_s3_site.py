@@ -198,15 +198,6 @@ class TestAwsS3Site(PlatformContract):
         stand_in._known[RESOURCE].config["Enabled"] = False
         assert self.look(self.platform(stand_in), handle, mode).state is State.FAILED
 
-    def test_first_ever_release_can_be_left(self, stand_in: Any, mode: str) -> None:
-        stand_in.seed(RESOURCE, None)
-        snapshot, handle, release = self.start(stand_in)
-        left = self.platform(stand_in, first_deploy="leave")
-        seen = self.look(left, left.rollback(release, snapshot, handle), mode)
-        assert (seen.state, seen.verified) == (State.HEALTHY, False)
-        self.undo(stand_in, release, snapshot, None, mode)
-        assert stand_in._known[RESOURCE].path == ""
-
     # --- the contract of AWS -----------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("story", ["deploy", "fails", "never deployed", "faults"])

@@ -220,16 +220,6 @@ class TestAzureWebApp(PlatformContract):
         self.undo(stand_in, release, snapshot, handle, "sync")
         assert stand_in.sites[RESOURCE].fx == f"DOCKER|{placeholder}"
 
-    def test_a_first_release_can_be_left(self, stand_in: AzureWebAppStandIn, world: World) -> None:
-        stand_in.seed(RESOURCE, None)
-        world.rollout_faults.append(RolloutFault(stand_in.kind, "fails"))
-        snapshot, handle, release = self.start(stand_in)
-        platform = self.platform(stand_in, first_deploy="leave")
-        back = platform.rollback(release, snapshot, handle)
-        assert not back.changed
-        assert platform.observe(back).state is State.HEALTHY
-        assert stand_in.sites[RESOURCE].fx == f"DOCKER|{NEW}"
-
     def test_an_operation_in_progress_is_retryable_and_nothing_else_is_written(
         self, stand_in: AzureWebAppStandIn
     ) -> None:

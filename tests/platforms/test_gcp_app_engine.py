@@ -179,14 +179,12 @@ class TestGcpAppEngine(PlatformContract):
                 step(self.release(), snapshot)
         assert world.calls_of(KIND, writes=True) == []
 
-    def test_first_ever_release_is_removed_or_left(self, stand_in: Any, mode: str) -> None:
+    def test_first_ever_release_is_removed(self, stand_in: Any, mode: str) -> None:
         stand_in.seed(RESOURCE, None)
         bare = self.platform(stand_in, settings={})
         with pytest.raises(PlatformError, match="give its runtime"):
             bare.deploy(self.release(), bare.snapshot())
         snapshot, _, release = self.start(stand_in)
-        left = self.platform(stand_in, first_deploy="leave").rollback(release, snapshot, None)
-        assert "as configured" in self.look(self.platform(stand_in), left, mode).reason
         versions = self.service(stand_in).versions
         versions["theirs"] = {**versions[MINE], "id": "theirs"}
         with pytest.raises(Drift, match="versions of others"):

@@ -197,16 +197,13 @@ class TestGcpCloudRun(PlatformContract):
         forced = platform.deploy(self.release(image=OLD, force=True), snapshot)
         assert (forced.changed, forced.revision) == (True, MINE)
 
-    def test_first_ever_deploy_that_fails_is_removed_or_left(
+    def test_first_ever_deploy_that_fails_is_removed(
         self, stand_in: GcpCloudRunStandIn, world: World, mode: str
     ) -> None:
         stand_in.seed(RESOURCE, None)
         world.rollout_faults.append(RolloutFault("gcp_cloud_run", "fails"))
         snapshot, handle, release = self.start(stand_in)
         assert self.wait(self.platform(stand_in), handle, mode).state is State.FAILED
-        left = self.platform(stand_in, first_deploy="leave").rollback(release, snapshot, handle)
-        assert not left.changed
-        assert "left" in self.wait(self.platform(stand_in), left, mode).reason
         assert stand_in.revisions(RESOURCE) == [MINE]
         removed = self.platform(stand_in).rollback(release, snapshot, None)
         assert self.wait(self.platform(stand_in), removed, mode).state is State.HEALTHY

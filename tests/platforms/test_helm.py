@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,16 @@ from airflow_multideploy.core.errors import Drift, PlatformError, SpecError
 from airflow_multideploy.core.wait import persist
 from airflow_multideploy.platforms._kubernetes_api import AGAIN
 from airflow_multideploy.platforms.helm import Helm
-from airflow_multideploy.sandbox.world import CallFault, World
+from airflow_multideploy.sandbox.world import CallFault, RolloutFault, World
 from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, SECRET, PlatformContract, QuickClock
 from tests.stand_ins.helm import HelmStandIn, program
 from tests.stand_ins.kube import cluster
 from tests.stand_ins.kubernetes import MERGE
+
+HOOK = """
+{apiVersion: v1, kind: ConfigMap, metadata: {name: No_Name, annotations: {helm.sh/hook: post-install}}}
+"""
+"""A hook that the API refuses, when all else is installed."""
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +159,96 @@ class TestHelm(PlatformContract):
         assert (caught.value.retryable, caught.value.retry_after) == (True, AGAIN)
         with pytest.raises(Drift):
             self.platform(stand_in).deploy(self.release(), snapshot)
+
+    # --- records of which none is deployed ---------------------------------------------------------------------------
+
+    def by_hand(self, stand_in: HelmStandIn, *arguments: str) -> None:
+        """Somebody's helm, which fails."""
+        with pytest.raises(subprocess.CalledProcessError):
+            stand_in.helm(*arguments)
+
+    @contextmanager
+    def broken(self, stand_in: HelmStandIn) -> Iterator[None]:
+        """The chart's last hook fails."""
+        hook = stand_in.chart / "templates" / "hook.yaml"
+        hook.write_text(HOOK)
+        yield
+        hook.unlink()
+
+    def failed_install(self, stand_in: HelmStandIn) -> str:
+        """Somebody's first install, whose last hook failed; its pods run."""
+        stand_in.seed(RESOURCE, None)
+        name = stand_in.names[RESOURCE]
+        with self.broken(stand_in):
+            arguments = ("install", name, str(stand_in.chart), "--set", f"image.ref={OLD}")
+            stand_in.put(name, lambda: self.by_hand(stand_in, *arguments))
+        assert [line["status"] for line in stand_in.history(RESOURCE)] == ["failed"]
+        return name
+
+    def test_a_failed_install_of_somebody_that_runs_is_never_uninstalled(
+        self, stand_in: HelmStandIn, world: World, mode: str
+    ) -> None:
+        self.failed_install(stand_in)
+        snapshot = self.snapshot(stand_in)
+        assert (snapshot.exists, snapshot.revision, snapshot.image) == (True, "1", OLD)
+        assert self.platform(stand_in).rollback(self.release(), snapshot, None).changed is False
+        self.undo(stand_in, self.release(), snapshot, None, mode)
+        with self.going_wrong(world, RolloutFault(stand_in.kind, "fails")):
+            handle = self.deployed(stand_in, self.release(), snapshot)
+            assert self.wait(self.platform(stand_in), handle, mode).state is State.FAILED
+        self.undo(stand_in, self.release(), snapshot, handle, mode)
+        assert stand_in.live(RESOURCE).image == OLD
+        assert stand_in.history(RESOURCE)[-1]["description"] == "Rollback to 1"
+
+    def test_the_older_revision_that_runs_is_the_one_to_go_back_to(self, stand_in: HelmStandIn) -> None:
+        name = stand_in.names[RESOURCE]
+        self.by_hand(stand_in, "upgrade", name, str(stand_in.chart), "--set", f"image.ref={OTHER}", "--set=replicas=x")
+        secrets = f"/api/v1/namespaces/{stand_in.namespace}/secrets/sh.helm.release.v1.{name}.v1"
+        stand_in.cluster.call("PATCH", secrets, {"metadata": {"labels": {"status": "superseded"}}}, kind=MERGE)
+        snapshot = self.snapshot(stand_in)
+        assert (snapshot.revision, snapshot.image) == ("1", OLD)
+
+    def test_records_of_which_nothing_runs_are_refused_before_anything_is_written(
+        self, stand_in: HelmStandIn, world: World
+    ) -> None:
+        name = self.failed_install(stand_in)
+        stand_in.cluster.call("DELETE", stand_in.deployments(name))
+        words = rf"no deployed revision \(the newest, 1, is failed: .*`helm uninstall {name}`"
+        with self.unwritten(stand_in, world), pytest.raises(PlatformError, match=words) as caught:
+            self.snapshot(stand_in)
+        assert not caught.value.retryable
+
+    def test_the_releases_own_failed_first_install_is_uninstalled(self, stand_in: HelmStandIn) -> None:
+        stand_in.seed(RESOURCE, None)
+        snapshot = self.snapshot(stand_in)
+        with self.broken(stand_in), pytest.raises(PlatformError):
+            self.platform(stand_in).deploy(self.release(), snapshot)
+        assert [line["status"] for line in stand_in.history(RESOURCE)] == ["failed"]
+        self.undo(stand_in, self.release(), snapshot, None, "sync")
+        with pytest.raises(subprocess.CalledProcessError):
+            stand_in.history(RESOURCE)
+
+    def test_a_crashed_helm_of_ours_over_a_failed_install_uninstalls_nothing(
+        self, stand_in: HelmStandIn, world: World
+    ) -> None:
+        self.failed_install(stand_in)
+        snapshot = self.snapshot(stand_in)
+        world.call_faults.append(CallFault(stand_in.kind, "lost", operation="^POST .*secrets"))
+        handle = self.deployed(stand_in, self.release(), snapshot)
+        assert self.wait(self.platform(stand_in), handle, "sync").state is State.HEALTHY
+        told = [line["description"] for line in stand_in.history(RESOURCE)]
+        assert told[2:] == ["Rollback to 1", f"multideploy {self.release().release_id} 1.1.0"]
+
+    def test_a_pending_install_is_not_told_to_go_back_to_what_never_was(
+        self, stand_in: HelmStandIn, world: World
+    ) -> None:
+        stand_in.seed(RESOURCE, None)
+        snapshot = self.snapshot(stand_in)
+        world.call_faults.append(CallFault(stand_in.kind, "lost", operation="^POST .*secrets"))
+        with pytest.raises(PlatformError):
+            self.platform(stand_in).deploy(self.release(OTHER, "r1else"), snapshot)
+        with pytest.raises(PlatformError, match=f"pending-install .*`helm uninstall {stand_in.names[RESOURCE]}` first"):
+            self.platform(stand_in).snapshot()
 
     def test_an_edit_past_helm_is_not_healthy(self, stand_in: HelmStandIn, mode: str) -> None:
         _, handle, _ = self.start(stand_in)

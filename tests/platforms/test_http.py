@@ -116,9 +116,20 @@ class TestRich(PlatformContract):
         with pytest.raises(PlatformError, match="configure remove:") as caught:
             platform.rollback(RELEASE, snapshot, handle)
         assert not caught.value.retryable
-        left = self.platform(stand_in, remove=None, first_deploy="leave").rollback(RELEASE, snapshot, handle)
-        assert left.changed is False
-        assert "left as it is" in platform.observe(left).reason
+
+    def test_an_application_that_tells_no_version_is_not_taken_for_none(
+        self, stand_in: HttpStandIn, world: World
+    ) -> None:
+        untold: dict[str, Any] = {"current": None, "version": {"path": "/apps/nobody/version", "json": "$.version"}}
+        platform = self.platform(stand_in, **untold)
+        with (
+            self.unwritten(stand_in, world),
+            pytest.raises(PlatformError, match="health: HTTP 200, so an app") as caught,
+        ):
+            platform.snapshot()
+        assert not caught.value.retryable
+        stand_in.seed(RESOURCE, None)
+        assert platform.snapshot().exists is False
 
     def test_insisting_on_an_etag_that_is_not_there(self, stand_in: HttpStandIn) -> None:
         current = {"path": "/apps/shop/version", "image": "image"}
@@ -140,7 +151,7 @@ class TestPoorWithVersion(PlatformContract):
     test_failure_is_seen_early_with_the_platforms_reason = None
     test_rollback_of_nothing_is_verified_and_writes_nothing = None
     test_first_ever_deploy_and_its_rollback = None
-    test_a_failing_first_ever_deploy_can_be_left = None
+    test_a_failing_first_ever_deploy_and_its_rollback = None
     test_wrong_credentials_are_not_retryable = None  # its version address takes none
     test_a_second_deploy_of_one_release_makes_no_second_revision = None
 
@@ -233,7 +244,7 @@ class TestBlind:
 
     def test_it_deploys_and_says_what_it_does_not_know(self, platform: Http, stand_in: HttpStandIn) -> None:
         snapshot = platform.snapshot()
-        assert (snapshot.exists, snapshot.image, snapshot.data["known"]) == (False, None, False)
+        assert (snapshot.exists, snapshot.image, snapshot.data["known"]) == (True, None, False)
         handle = platform.deploy(RELEASE, snapshot)
         for seen in (platform.observe(handle), asyncio.run(platform.aobserve(handle))):
             assert (seen.state, seen.verified) == (State.HEALTHY, False)

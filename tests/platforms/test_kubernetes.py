@@ -227,6 +227,39 @@ class TestKubernetes(PlatformContract):
         with pytest.raises(PlatformError, match="give the target a 'manifest'"):
             platform.deploy(self.release(), platform.snapshot())
 
+    @pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet", "Rollout"])
+    def test_a_manifest_of_another_kind_is_refused_when_the_catalog_is_read(
+        self, stand_in: KubernetesStandIn, kind: str
+    ) -> None:
+        manifest = {**stand_in.manifest("shop", OLD), "kind": kind}
+        with pytest.raises(
+            SpecError, match=rf"manifest: .*is a {kind}: this platform releases Deployments; use 'helm'"
+        ):
+            self.platform(stand_in, manifest=manifest)
+
+    def test_no_deployment_is_made_beside_a_stateful_set_with_its_labels(
+        self, stand_in: KubernetesStandIn, world: World
+    ) -> None:
+        stand_in.seed(RESOURCE, None)
+        name = stand_in.names[RESOURCE]
+        manifest = stand_in.manifest(name, OLD)
+        body = {**manifest, "kind": "StatefulSet", "spec": {**manifest["spec"], "serviceName": name}}
+        path = f"/apis/apps/v1/namespaces/{stand_in.namespace}/statefulsets"
+        stand_in.cluster.call("POST", path, body)
+        platform, until = self.platform(stand_in), time.monotonic() + 20
+        while not stand_in._pods(labelSelector=f"app={name}"):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        words = f"there is no Deployment .*{name}, but pod {name}-0 of StatefulSet {name}"
+        with self.unwritten(stand_in, world), pytest.raises(PlatformError, match=words) as caught:
+            platform.snapshot()
+        assert not caught.value.retryable
+        stand_in.cluster.call("DELETE", f"{path}/{name}")
+        while stand_in._pods(labelSelector=f"app={name}"):
+            assert time.monotonic() < until + 20
+            time.sleep(0.05)
+        assert platform.snapshot().exists is False
+
     def test_what_somebody_created_meanwhile_is_not_removed(self, stand_in: KubernetesStandIn) -> None:
         stand_in.seed(RESOURCE, None)
         snapshot = self.platform(stand_in).snapshot()

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import trustme
 
-from airflow_multideploy.core.contract import Release, State
+from airflow_multideploy.core.contract import Release, Snapshot, State
 from airflow_multideploy.core.errors import Drift, PlatformError, SpecError
 from airflow_multideploy.sandbox.server import Server
-from airflow_multideploy.sandbox.world import CallFault, RolloutFault, World
+from airflow_multideploy.sandbox.world import CallFault, Course, RolloutFault, World
 from airflow_multideploy.testing.contract import NEW, OLD, OTHER, RESOURCE, PlatformContract
 from tests.stand_ins.ssh import SSHD, SshStandIn, keys
 
@@ -323,11 +323,87 @@ class TestOwn(own(Base)):  # type: ignore[misc]
         world.rollout_faults.append(RolloutFault("ssh", "fails"))
         snapshot, handle, release = self.start(stand_in)
         assert self.wait(self.platform(stand_in), handle, "sync").state is State.FAILED
-        left = self.platform(stand_in, first_deploy="leave").rollback(release, snapshot, handle)
-        assert "left as it is" in self.platform(stand_in).observe(left).reason
         self.undo(stand_in, release, snapshot, handle, "sync")
         assert stand_in.revisions(RESOURCE) == []
         assert not (stand_in.root(RESOURCE) / "current").is_symlink()
+
+    # --- what is there, in a form that no release made ---------------------------------------------------------------
+
+    def strange(self, stand_in: SshStandIn, form: str) -> Path:
+        """Make what runs a strange one; where ``current`` is."""
+        current = stand_in.root(RESOURCE) / "current"
+        if form == "folder":
+            shutil.copytree(current.resolve(), stand_in.root(RESOURCE) / "copy")
+            current.unlink()
+            (stand_in.root(RESOURCE) / "copy").rename(current)
+        else:
+            current.unlink()
+        if form == "file":
+            current.write_text("1.0.0\n")
+        elif form == "dangling":
+            current.symlink_to("releases/gone")
+        return current
+
+    @pytest.mark.parametrize(
+        ("form", "words"),
+        [
+            ("folder", "current is no link; make it one"),
+            ("file", "current is no link; make it one"),
+            ("dangling", "leads to releases/gone, which is no folder"),
+            ("missing", r"shop.service is active \(running\), and there is no .*current; .* or stop the unit"),
+        ],
+    )
+    def test_what_could_not_be_restored_is_refused_before_anything_is_written(
+        self, stand_in: SshStandIn, world: World, form: str, words: str
+    ) -> None:
+        self.strange(stand_in, form)
+        with self.unwritten(stand_in, world), pytest.raises(PlatformError, match=words) as caught:
+            self.platform(stand_in).snapshot()
+        assert not caught.value.retryable
+        assert stand_in.units[RESOURCE].state()[0] == "active"
+
+    def test_a_unit_that_keeps_failing_without_a_release_is_no_obstacle_to_the_first(
+        self, stand_in: SshStandIn
+    ) -> None:
+        stand_in.seed(RESOURCE, None)
+        unit = stand_in.units[RESOURCE]
+        unit.runs, unit.course = "", Course("fails", 0.0)
+        assert self.platform(stand_in).snapshot().exists is False
+
+    @pytest.mark.parametrize("form", ["folder", "missing"])
+    def test_a_way_back_never_stops_a_unit_that_the_release_did_not_start(
+        self, stand_in: SshStandIn, world: World, form: str
+    ) -> None:
+        """Somebody comes between the snapshot of nothing and the switch, or the fetch fails before it."""
+        live = stand_in.units[RESOURCE].runs
+        nothing = Snapshot(exists=False, data={"said": None, "active": False})
+        current = self.strange(stand_in, form)
+        release = self.release()
+        stand_in.serve.clear()  # the package does not come
+        if form == "missing":
+            handle = self.platform(stand_in).deploy(release, nothing)
+            back = self.platform(stand_in).rollback(release, nothing, handle)
+            stand_in.serve.set()
+            assert self.wait(self.platform(stand_in), back, "sync").state is State.HEALTHY
+        else:
+            with pytest.raises(Drift, match="leads to nothing, as it is no link"):
+                self.platform(stand_in).deploy(release, nothing)
+            with pytest.raises(Drift):
+                self.platform(stand_in).rollback(release, nothing, None)
+            assert (current / "VERSION").read_text() == "1.0.0\n"
+        assert stand_in.units[RESOURCE].runs == live, "the unit was stopped"
+
+    def test_a_folder_that_comes_before_the_switch_is_left_alone(self, stand_in: SshStandIn) -> None:
+        stand_in.seed(RESOURCE, None)
+        release, snapshot = self.release(), self.platform(stand_in).snapshot()
+        stand_in.serve.clear()
+        handle = self.platform(stand_in).deploy(release, snapshot)
+        (stand_in.root(RESOURCE) / "current").mkdir()
+        stand_in.serve.set()
+        assert self.wait(self.platform(stand_in), handle, "sync").state is State.SUPERSEDED
+        with pytest.raises(Drift, match="no link"):
+            self.platform(stand_in).rollback(release, snapshot, handle)
+        assert (stand_in.root(RESOURCE) / "current").is_dir()
 
     def wait_for_the_end(self, stand_in: SshStandIn, id_: str) -> None:
         with (stand_in.root(RESOURCE) / ".multideploy" / id_ / "running").open() as running:

@@ -71,8 +71,7 @@ def rolled_back_is_never_a_lie(story: Story) -> Iterator[str]:
             continue
         live, well = story.now(target)
         snapshot = kept["snapshot"]["revision"]
-        left = kept["config"]["first_deploy"] == "leave" and snapshot is None
-        if not well or (live != snapshot and not left):
+        if not well or live != snapshot:
             yield f"{target} serves {live} (well: {well}), its snapshot is {snapshot}"
 
 
@@ -202,6 +201,19 @@ def what_is_verified_back_stays_settled(story: Story) -> Iterator[str]:
                 continue
             if before["run_id"] == kept["run_id"] and step.live == kept["snapshot"]["revision"]:
                 yield f"{step.target} at {step.at:.1f}: {kept['phase']}"
+
+
+@invariant
+def what_is_left_on_purpose_is_never_asked_to_go_back(story: Story) -> Iterator[str]:
+    """Where nothing was before and ``first_deploy`` is ``leave``, no platform is asked for a way back."""
+    last: dict[tuple[str, str], Any] = {}
+    for step in story.steps:
+        if step.what == "journal":
+            last[step.run, step.target] = step.value
+        kept = last.get((step.run, step.target)) or entry(story, step.target)
+        first = kept and kept["snapshot"] and not kept["snapshot"]["exists"]
+        if step.what == "rollback:before" and first and kept["config"]["first_deploy"] == "leave":
+            yield f"{step.target} at {step.at:.1f}, by {step.run}"
 
 
 @invariant

@@ -62,6 +62,18 @@ MUTANTS = (
         ((ROLLBACK, "return frozenset((dependents(targets, {target}) - {target}) & selected)", "return frozenset()"),),
     ),
     Mutant(
+        "what is left on purpose is selected to go back",
+        ((ROLLBACK, "if r.touched and not r.stays}", "if r.touched}"),),
+    ),
+    Mutant(
+        "what is left on purpose goes back where nobody selects",
+        ((ROLLBACK, "        if entry.stays:\n", "        if False:\n"),),
+    ),
+    Mutant(
+        "a late write of what is left on purpose is taken back",
+        ((ROLLOUT, "entry.snapshot is None or entry.stays:", "entry.snapshot is None:"),),
+    ),
+    Mutant(
         "a retry takes the snapshot again",
         ((ROLLOUT, "if entry.snapshot is None:\n                previous", "if True:\n                previous"),),
     ),
@@ -117,7 +129,7 @@ MUTANTS = (
     Mutant(
         "untouched targets are sent back",
         (
-            (ROLLBACK, "touched = {r.target for r in results if r.touched}", "touched = {r.target for r in results}"),
+            (ROLLBACK, "for r in results if r.touched and not r.stays}", "for r in results if not r.stays}"),
             (WAY_BACK, "or entry is None or not entry.touched:", "or entry is None:"),
         ),
     ),

@@ -71,7 +71,7 @@ class Oracle:
             elif step.what != "journal" or step.value["run_id"] != self.run.run_id:
                 continue
             elif step.value["phase"] == "rolled_back":
-                back = self.schedule.of(self.schedule.places, target, "old") != "first_left"
+                back = True
             elif step.value["phase"] == "deploying":  # once more: nobody knows what became of the one before
                 sure, announced, changed, back = (sure or announced) and not back, True, True, False
             elif step.value["phase"] == "verifying":
@@ -82,7 +82,7 @@ class Oracle:
         """Whether it was cleared, and skipped this time, and nothing of what was there before is left."""
         skipped = self.run.tasks[deploy_task(target)].state == "skipped" and not self.run.stopped
         live, well = self.story.ends[self.run.run_id][target]
-        gone = live == self.goal(target) or self._left(target, live)
+        gone = live == self.goal(target) or self._stays(target)
         return skipped and self.run.clear_number > 0 and well and gone
 
     def outcomes(self) -> Iterator[Outcomes]:
@@ -155,6 +155,7 @@ class Oracle:
 
     def restore(self, outcomes: Outcomes, touched: set[str], *, cancelled: bool) -> set[str]:
         """What has to go back."""
+        touched = {target for target in touched if not self._stays(target)}
         failed = {target for target, outcome in outcomes.items() if outcome not in ("good", "skip")}
         if cancelled:
             return set() if self.schedule.keep else touched
@@ -174,7 +175,7 @@ class Oracle:
     def back(self, target: str) -> tuple[bool, ...]:
         """Whether it may count as verified back."""
         live, well = self.story.ends[self.run.run_id][target]
-        if not well or (live != self.goal(target) and not self._left(target, live)):
+        if not well or live != self.goal(target):
             return (False,)
         if self.run.tasks[rollback_task(target)].state == "success":
             return (True,)
@@ -208,10 +209,9 @@ class Oracle:
         kept = [s.value for s in self.story.steps[:mark] if s.target == target and s.what == "journal"]
         return bool(kept) and kept[-1]["touched"] and not kept[-1]["settled"]
 
-    def _left(self, target: str, live: str | None) -> bool:
-        sent_back = bool(self.of(target, "rollback"))
-        left = sent_back and self.schedule.of(self.schedule.places, target, "old") == "first_left"
-        return left and live is not None and self.goal(target) is None
+    def _stays(self, target: str) -> bool:
+        """Whether nothing was there before, and what is there now is left, whatever becomes of the release."""
+        return self.schedule.of(self.schedule.places, target, "old") == "first_left" and self.goal(target) is None
 
     def _verified(self, target: str) -> bool:
         steps = self.of(target)

@@ -213,6 +213,9 @@ def corners() -> Iterator[Schedule]:
         late = (Trouble(rollback_task("t1"), "journal:rolling_back", 1, "orphan", float(seconds)),)
         yield Schedule("two", "failed", "at_least", (deploy, "ok"), troubles=late, after="clear_deploy")
     yield from awakenings()
+    unsaid = (Trouble("finalize", "start", 0),)
+    for deploy, after in itertools.product(("fails", "unknown", "lost_for_good"), AFTER):  # left, and nobody said so
+        yield Schedule("chain2", deploys=("ok", deploy), places=("old", "first_left"), troubles=unsaid, after=after)
     for died, strategy, policy in itertools.product(("snapshot_errors", "no_snapshot"), STRATEGIES, POLICIES):
         for graph, marks in (
             ("chain2", (False, True)),
@@ -232,6 +235,9 @@ def awakenings() -> Iterator[Schedule]:
         awake = (Trouble(deploy_task("t1"), point, nth, "orphan", seconds),)  # nobody tries again before it wakes up
         yield Schedule("one", strategy, troubles=awake, retries=0)
         yield Schedule("two", strategy, deploys=("ok", "fails"), troubles=awake, retries=0)
+    for seconds in (5.0, 7.0, 9.0):  # of a first-ever release that is left, beside the next one
+        awake = (Trouble(deploy_task("t1"), "deploy:before", 1, "orphan", seconds),)
+        yield Schedule("one", places=("first_left",), troubles=awake, retries=0, after="release")
     for seconds, bad, strategy in itertools.product(ORPHANS, ("unseen", "fails", "refused"), ("all", "dependents")):
         awake = (Trouble(deploy_task("t1"), "deploy:before", 1, "orphan", seconds),)
         for dies in ((), (Trouble(deploy_task("t1"), "start", 2, "fail_task"),)):

@@ -188,6 +188,46 @@ def test_a_release_that_reconciles_touches_no_target_that_it_does_not_release() 
     assert (stage.live()["t1"], stage.journal("t2")) == ("3", left)
 
 
+# --- a first-ever release that is left -------------------------------------------------------------------------------
+
+
+def first_left(**how: Any) -> Stage:
+    """The first target is released already, the second one, which depends on it, is new, and left when it fails."""
+    stage = Stage("chain2", deploys=("ok", "fails"), places=("old", "first_left"), **how)
+    stage.world.seed(f"{SERVICE}/t2", None)
+    return stage
+
+
+def test_the_others_go_back_and_it_stays_and_the_next_release_starts_from_it() -> None:
+    stage = first_left()
+    state, status, reasons = said(stage.run("run1", "2"))
+    assert (state, status, stage.live()) == ("failed", "partially_rolled_back", {"t1": "1", "t2": "2"})
+    assert reasons["t2"] == "exit code 1; then first-ever release: left in place, as configured (first_deploy: leave)"
+    assert (stage.journal("t2")["phase"], stage.journal("t2")["settled"]) == ("failed", True)
+    stage.world.faults.clear()
+    assert said(stage.run("run2", "3"))[:2] == ("success", "succeeded")
+
+
+def test_a_run_that_is_stopped_leaves_it_too() -> None:
+    stage = first_left(troubles=(Trouble("t2.deploy", "deploy:after", 1, "fail_run"),))
+    state, status, reasons = said(stage.run("run1", "2"))
+    assert (state, status, stage.live()) == ("failed", "partially_rolled_back", {"t1": "1", "t2": "2"})
+    assert "left in place, as configured" in reasons["t2"]
+    assert stage.journal("t2")["settled"]
+
+
+def test_the_reconciler_settles_it_without_a_word_to_the_platform() -> None:
+    stage = first_left(troubles=(Trouble("finalize", "start", 0),))
+    stage.run("run1", "2")
+    assert not stage.journal("t2")["settled"]
+    calls = len(stage.world.calls)
+    dag = play_.ready(play_.factory.reconcile_dag({SERVICE: stage.service}, schedule="@hourly", settle=True))
+    run = stage.airflow.trigger(dag, "reconcile", {})
+    stage.airflow.drain()
+    assert (run.state, run.value("reconcile")) == ("success", {f"{SERVICE}/t2": "left"})
+    assert (stage.journal("t2")["settled"], len(stage.world.calls)) == (True, calls)
+
+
 # --- what a person picked before a clear ------------------------------------------------------------------------------
 
 
@@ -208,6 +248,17 @@ def test_a_choice_from_before_a_clear_does_not_stand_for_what_was_healed(answers
     assert run.tasks["decide"].state == "skipped"
     assert said(run)[:2] == ("success", "succeeded")
     assert [stage.journal(target)["phase"] for target in ("t1", "t2")] == ["succeeded", "succeeded"]
+    assert stage.live() == {"t1": "2", "t2": "2"}
+
+
+def test_a_retry_of_a_first_ever_release_that_is_left_rolls_it_out_over_what_is_there(
+    answers: pytest.MonkeyPatch,
+) -> None:
+    answers.setenv("AIRFLOW__MULTIDEPLOY__ANSWER", "retry")
+    stage = first_left(strategy="manual")
+    stage.world.faults[:] = [Fault(target=f"{SERVICE}/t2", call="deploy", kind="fails")]
+    assert said(stage.run("run1", "2"))[:2] == ("success", "succeeded")
+    assert [call.name for call in stage.world.calls if call.name == "rollback"] == []
     assert stage.live() == {"t1": "2", "t2": "2"}
 
 
