@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
@@ -226,8 +227,10 @@ class Docker(Platform[DockerConfig]):
                 engine.rename(live["Id"], kept)
             engine.rename(mine, name)
         engine.start(mine)
+        ours = re.compile(rf"/{re.escape(name)}-before-r[0-9a-f]+(-\d+)?")  # no `shop-before-migration` of somebody's
         for old in engine.containers(all=True, filters={"name": f"^/{name}-before-"}):
-            if old["Id"] != snapshot.data["id"] and old["Names"] != [f"/{kept}"] and old["State"] != "running":
+            known = old["Id"] == snapshot.data["id"] or old["Names"] == [f"/{kept}"] or old["State"] == "running"
+            if not known and all(ours.fullmatch(each) for each in old["Names"]):
                 with suppress(APIError):  # one that cannot be removed now, the next release removes
                     engine.remove_container(old["Id"])
 

@@ -104,6 +104,8 @@ class TestOwn(own(Base)):  # type: ignore[misc]
         assert [each["Id"] for each in stand_in.api.containers(all=True)] == [snapshot.revision]
 
     def test_the_same_image_is_left_alone_unless_its_config_changed(self, stand_in: DockerStandIn) -> None:
+        theirs = {"Image": stand_in.own(OLD)}
+        stand_in.api.create_container_from_config(theirs, f"{RESOURCE}-before-migration")
         _, handle, _ = self.start(stand_in)
         self.wait(self.platform(stand_in), handle, "sync")
         _, again, _ = self.start(stand_in, self.release(release_id="r2"))
@@ -113,7 +115,9 @@ class TestOwn(own(Base)):  # type: ignore[misc]
         assert third.changed is True
         assert self.wait(platform, third, "sync").state is State.HEALTHY
         names = {name for each in stand_in.api.containers(all=True) for name in each["Names"]}
-        assert names == {"/shop", "/shop-before-r3"}, "what ran before the one before is removed"
+        assert names == {"/shop", "/shop-before-r3", "/shop-before-migration"}, (
+            "what ran before the one before is removed"
+        )
 
     def test_a_crash_loop_and_an_unhealthy_container_have_failed(self, stand_in: DockerStandIn, world: World) -> None:
         world.rollout_faults.append(RolloutFault("docker", "fails", reason="exit code 3"))
