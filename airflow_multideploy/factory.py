@@ -17,7 +17,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.utils.types import DagRunType
 
 from airflow_multideploy import variables
-from airflow_multideploy.core.catalog import is_schedule, parse_service
+from airflow_multideploy.core.catalog import UNTIMED, is_schedule, parse_service
 from airflow_multideploy.core.environments import expand
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.locks import locks
@@ -40,8 +40,6 @@ RECONCILE_DAG, CATALOG_DAG = "multideploy_reconcile", "multideploy_catalog"
 PLAN, BUILD = "plan", "build"
 RUN_TYPES: Any = [kind for kind in DagRunType if kind is not DagRunType.BACKFILL_JOB]
 """A backfill would run several releases of one service at once, whatever ``max_active_runs`` says."""
-UNTIMED = ("@once", "@continuous")
-"""Schedules that no clock has a part in."""
 RETRY_DELAY = dt.timedelta(seconds=5)
 
 

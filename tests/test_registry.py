@@ -399,7 +399,7 @@ def test_a_busy_registry_is_asked_again_by_the_plans_next_try_before_it_refuses(
     }
     service = parse_service("shop", document, config_type=config_type)
     pushed: list[str] = []
-    ti = SimpleNamespace(try_number=2, xcom_push=lambda key, value: pushed.append(value))
+    ti = SimpleNamespace(dag_id="shop", try_number=2, xcom_push=lambda key, value: pushed.append(value))
     context: Any = {
         "ti": ti,
         "params": {},

@@ -49,6 +49,7 @@ def test_deploys_and_rollbacks_go_by_it(monkeypatch: pytest.MonkeyPatch) -> None
     target = '{"dc1": {"platform": "http", "conn_id": "dc1"}}'
     shop = f'{{"shop": {{"artifact": {{"image": "registry.test/shop"}}, "targets": {target}}}}}'
     monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", shop)
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_DEFAULTS", "{}")
     dag = service_dags()["shop"]
     assert dag.get_task("dc1.deploy").retry_policy is BY_ERROR_CLASS
     assert dag.get_task("rollback.dc1").retry_policy is BY_ERROR_CLASS

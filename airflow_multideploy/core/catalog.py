@@ -56,7 +56,9 @@ _WORDS = {
     "too_short": "is empty; add an entry, or leave the key out",
 }
 """Where pydantic's own words name Python's types."""
-_PRESETS = frozenset({"@once", "@continuous", "@quarterly"})
+UNTIMED = frozenset({"@once", "@continuous"})
+"""Schedules that no clock has a part in."""
+_PRESETS = UNTIMED | {"@quarterly"}
 """What Airflow takes as a schedule besides what `croniter` knows."""
 _BRANCHES = ("function-", "AtLeast", "literal[")
 

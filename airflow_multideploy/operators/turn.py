@@ -9,6 +9,7 @@ from uuid import UUID
 
 from airflow.sdk import Context
 
+from airflow_multideploy.core.catalog import UNTIMED
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.models import Service
 from airflow_multideploy.core.plan import Plan, make_plan
@@ -25,7 +26,8 @@ def missed(context: Context, service: Service) -> str:
     run: Any = context["dag_run"]
     ti: Any = context["ti"]
     kind = getattr(run, "run_type", "")
-    if not isinstance(service.schedule, str) or getattr(kind, "value", kind) != "scheduled":
+    by_cron = isinstance(service.schedule, str) and service.schedule not in UNTIMED
+    if not by_cron or getattr(kind, "value", kind) != "scheduled":
         return ""
     made = _made_at(ti.id)
     if made is None or ti.try_number > 1 or run.clear_number or made <= run.run_after.timestamp() + MISSED:

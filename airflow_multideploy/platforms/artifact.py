@@ -9,7 +9,7 @@ import re
 from string import Template
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, JsonValue
 
 from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Release
@@ -29,6 +29,27 @@ def _known(text: str) -> str:
 
 Located = Annotated[str, AfterValidator(_known)]
 """A text with ``${version}`` and the other values of a release in it."""
+
+
+def _all_known(value: JsonValue) -> JsonValue:
+    if isinstance(value, str):
+        return _known(value)
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _all_known(part)
+    return value
+
+
+LocatedJson = Annotated[JsonValue, AfterValidator(_all_known)]
+"""A JSON value each of whose texts is `Located`."""
+
+
+def filled(value: JsonValue, release: Release) -> JsonValue:
+    """The value with the release's values in each of its texts."""
+    if isinstance(value, dict):
+        return {key: filled(part, release) for key, part in value.items()}
+    if isinstance(value, list):
+        return [filled(part, release) for part in value]
+    return located(value, release) if isinstance(value, str) else value
 
 
 def located(text: str, release: Release) -> str:

@@ -7,11 +7,11 @@ must not cost a process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, TypeAdapter
+from pydantic import AfterValidator, Field
 
 from airflow_multideploy.core import addresses
 from airflow_multideploy.core.contract import Capabilities, Handle, Manual, Observation, Release, Snapshot, State
@@ -28,23 +28,9 @@ from airflow_multideploy.platforms._kubernetes_documents import (
     images_of,
     judge_rollout,
 )
-from airflow_multideploy.platforms.artifact import Located, located
+from airflow_multideploy.platforms.artifact import Located, LocatedJson, filled, located
 
 _WORST = (State.FAILED, State.SUPERSEDED, State.UNKNOWN, State.PROGRESSING, State.HEALTHY)
-
-
-def _all_located(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    for text in _texts(values):
-        TypeAdapter(Located).validate_python(text)
-    return values
-
-
-def _texts(value: JsonValue) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
 
 
 def _chart(text: str) -> str:
@@ -70,7 +56,7 @@ class HelmConfig(KubernetesConfig):
     release: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,51}[a-z0-9])?$")]
     chart: Annotated[Located, Field(pattern=r"^[^-\s]\S*$"), AfterValidator(_chart)]
     chart_version: Located | None = None
-    values: Annotated[dict[str, JsonValue], AfterValidator(_all_located)] = Field(default_factory=dict)
+    values: dict[str, LocatedJson] = Field(default_factory=dict)
     reuse_values: bool = True
     restarts: Annotated[int, Field(ge=1)] = 2
     hook_timeout: Seconds = 300.0
@@ -310,7 +296,7 @@ class Helm(HelmProgram[HelmConfig]):
             arguments += ["--version", located(config.chart_version, release)]
         if release.force:
             arguments += ["--server-side=true", "--force-conflicts"]
-        self._helm(*arguments, patience=config.hook_timeout, values=_filled(config.values, release))
+        self._helm(*arguments, patience=config.hook_timeout, values=filled(config.values, release))
 
     def _recover(self, snapshot: Snapshot) -> None:
         """Out of the pending record that a crashed helm of ours left, and in which Helm refuses to go on."""
@@ -361,14 +347,6 @@ class Helm(HelmProgram[HelmConfig]):
             retryable=True,
             retry_after=AGAIN,
         )
-
-
-def _filled(value: JsonValue, release: Release) -> JsonValue:
-    if isinstance(value, dict):
-        return {key: _filled(part, release) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_filled(part, release) for part in value]
-    return located(value, release) if isinstance(value, str) else value
 
 
 class HelmDeployOperator(DeployOperator):

@@ -74,7 +74,7 @@ class PlatformContract(Driver):
 
     def test_service_and_target_may_be_called_like_tasks(self, stand_in: StandIn, mode: str) -> None:
         """In a hand-written DAG they are: large letters, dots, as long as you like."""
-        self.service, self.target = "Release_shop.EU", "EU.aws_1." + "x" * 120
+        self.service_name, self.target_name = "Release_shop.EU", "EU.aws_1." + "x" * 120
         snapshot, handle, release = self.start(stand_in)
         assert self.wait(self.platform(stand_in), handle, mode).state is State.HEALTHY
         assert stand_in.live(RESOURCE).image == NEW

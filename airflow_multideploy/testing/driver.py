@@ -46,7 +46,7 @@ class Driver:
 
     rollout_seconds: float = 0.3
     """How long a rollout takes in the stand-in."""
-    service, target = "shop", "t1"
+    service_name, target_name = "shop", "t1"
     server: bool = True
     """False for a platform without a server, such as one that writes to a folder: no call of it can go wrong in the
     stand-in, so the tests of that are skipped."""
@@ -88,11 +88,11 @@ class Driver:
     def platform(self, stand_in: StandIn, **changes: Any) -> Platform[Any]:
         """A fresh adapter, as another process would make it."""
         config = {**stand_in.target(RESOURCE), "conn_id": "contract", **changes}
-        return adapter(json.loads(json.dumps(config)), service=self.service, target=self.target)
+        return adapter(json.loads(json.dumps(config)), service=self.service_name, target=self.target_name)
 
     def release(self, image: str = NEW, release_id: str = "r0a1b2c3d4", *, force: bool = False) -> Release:
         version = image.rpartition(":")[2]
-        return Release(service=self.service, version=version, image=image, release_id=release_id, force=force)
+        return Release(service=self.service_name, version=version, image=image, release_id=release_id, force=force)
 
     def look(self, platform: Platform[Any], handle: Handle, mode: str) -> Observation:
         """One look, as the worker or as the triggerer takes it."""
