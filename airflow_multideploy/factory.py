@@ -62,27 +62,40 @@ def service_dags(catalog: str | Path | None = None) -> dict[str, DAG]:
 
 def _all(catalog: str | Path | None) -> dict[str, DAG]:
     try:
-        in_flight = [key.removeprefix(variables.FROZEN) for key in variables.keys(variables.FROZEN)]
+        in_flight = _in_flight()
     except SpecError as error:
         return {CATALOG_DAG: error_dag(CATALOG_DAG, error)}  # what was parsed before stands
     try:
         entries, defaults = _entries(catalog)
     except (SpecError, OSError) as error:
         entries, defaults = {CATALOG_DAG: error}, None
-    dags = {name: _dag(name, entry, defaults, catalog) for name, entry in entries.items()}
-    for name in in_flight:
-        # A run in flight keeps its DAG as it was when it began: the scheduler drops the runs of a DAG that vanished.
-        try:
-            kept = variables.frozen(name)
-        except SpecError as error:
-            dags.pop(name, None)  # what was parsed before stands, and its run goes on
-            _log.error("%s; the DAG of %s is not read this time", error, name)
-            continue
-        if kept is not None and variables.under_way(name, kept.run_id):
-            dags[name] = _dag(name, kept.service, None)
+    # One DAG for each name: of two that are made, Airflow would take either.
+    dags = {name: _dag(name, entry, defaults, catalog) for name, entry in entries.items() if name not in in_flight}
+    dags |= {name: _dag(name, service, None) for name, service in in_flight.items() if service is not None}
     if (mode := _reconcile_mode()) != "off":
         dags[RECONCILE_DAG] = _reconcile_dag(mode, entries, defaults)
     return dags
+
+
+def _in_flight() -> dict[str, Any]:
+    """By service the frozen config of its run in flight, which keeps its DAG as it was when it began: the scheduler
+    drops the runs of a DAG that vanished. None where it cannot be read: what was parsed before stands, and the run goes
+    on.
+
+    :raises Unreadable: which there are is not known.
+    """
+    found: dict[str, Any] = {}
+    for key in variables.keys(variables.FROZEN):
+        name = key.removeprefix(variables.FROZEN)
+        try:
+            kept = variables.frozen(name)
+        except SpecError as error:
+            _log.error("%s; the DAG of %s is not read this time", error, name)
+            found[name] = None
+            continue
+        if kept is not None and variables.under_way(name, kept.run_id):
+            found[name] = kept.service
+    return found
 
 
 @contextmanager
@@ -105,6 +118,10 @@ def _only(name: str, *, planning: bool, catalog: str | Path | None) -> dict[str,
     if not planning and (kept := variables.frozen(name)) is not None:
         return {name: _dag(name, kept.service, None)}
     entry, defaults = _entry(name, catalog)
+    if entry is None and planning:  # a run that waited while its service was taken out: its plan says so
+        with DAG(name, schedule=None) as dag:
+            PlanOperator(task_id=PLAN, name=name, service=None)
+        return {name: dag}
     return {} if entry is None else {name: _dag(name, entry, defaults, catalog)}
 
 

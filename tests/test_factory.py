@@ -11,6 +11,8 @@ from uuid import UUID
 
 import pytest
 from airflow.sdk import DAG, TaskGroup
+from airflow.sdk.exceptions import ErrorType
+from airflow.sdk.execution_time import comms, task_runner
 
 from airflow_multideploy.core.catalog import parse_service
 from airflow_multideploy.factory import CATALOG_DAG, RECONCILE_DAG, service_dags
@@ -187,3 +189,34 @@ def test_a_run_that_airflow_makes_long_after_it_was_due_releases_nothing(late: f
     assert turn.missed(context, daily).startswith(said) is missed
     run.run_type = "manual"
     assert turn.missed(context, daily) == ""
+
+
+class InFlight:
+    """What the DAG processor's supervisor answers while a run of ``shop`` is in flight."""
+
+    def send(self, message: Any) -> Any:
+        if isinstance(message, comms.GetVariableKeys):
+            return comms.VariableKeysResult(keys=["multideploy_frozen_shop"], total_entries=1)
+        if isinstance(message, comms.GetTaskStates):
+            return comms.TaskStatesResult(task_states={"run1": {"dc1.deploy": "deferred"}})
+        return comms.ErrorResponse(error=ErrorType.VARIABLE_NOT_FOUND)
+
+
+def test_a_run_in_flight_has_one_dag_that_of_its_frozen_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow collects the DAGs that a file makes, not those that it keeps: of two with one id it would take either."""
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"shop": {**SHOP, "sucess": {}}, "cart": SHOP}))
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_FROZEN_SHOP", json.dumps({"service": SHOP, "run_id": "run1"}))
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", InFlight(), raising=False)
+    made: list[str] = []
+    leave = DAG.__exit__
+    monkeypatch.setattr(DAG, "__exit__", lambda dag, *how: (made.append(dag.dag_id), leave(dag, *how))[1])
+    dags = service_dags()
+    assert made.count("shop") == made.count("cart"), "none for the entry that is broken meanwhile"
+    assert "dc1.deploy" in dags["shop"].task_ids
+
+
+def test_a_run_that_waited_while_its_service_was_taken_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_MULTIDEPLOY_SERVICES", json.dumps({"cart": SHOP}))
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "shop")
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_TASK_ID", "plan")
+    assert service_dags()["shop"].task_ids == ["plan"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from graphlib import CycleError
 from typing import Any
 
-from croniter import croniter
+from croniter import CroniterBadDateError, croniter
 from pydantic import BaseModel, ValidationError
 
 from airflow_multideploy.core.conditions import flaw
@@ -73,7 +73,16 @@ class Catalog:
 
 def is_schedule(text: str) -> bool:
     """Whether Airflow takes it as a schedule: a cron expression or one of its presets."""
-    return text in _PRESETS or bool(croniter.is_valid(text))
+    return text in _PRESETS or (croniter.is_valid(text) and _ticks(text))
+
+
+def _ticks(text: str) -> bool:
+    """Whether it ever comes: 30 February does not."""
+    try:
+        croniter(text).get_next()
+    except CroniterBadDateError:
+        return False
+    return True
 
 
 def split(document: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:

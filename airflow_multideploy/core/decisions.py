@@ -1,4 +1,5 @@
-"""What decides a run, kept in the record by our own tasks: its plan, what was built for it, and who approved what.
+"""What decides a run, kept in the record by our own tasks: its plan, what was built for it, who approved what, and what
+was judged.
 
 XCom shows the same to people, and others may write it: where the two differ, the record is right.
 """
@@ -11,6 +12,7 @@ from airflow_multideploy.core.contract import Document
 from airflow_multideploy.core.journal import D, Store
 from airflow_multideploy.core.ledger import Approval
 from airflow_multideploy.core.plan import Plan
+from airflow_multideploy.core.verdict import Verdict
 
 
 class Built(Document):
@@ -73,12 +75,24 @@ class Decisions:
         """Keep what was answered at a gate so far."""
         self._keep(f"approval.{self._id}.{gate}", _Answers(clear=clear, approvals=tuple(approvals)))
 
-    def forget(self, gates: Sequence[str]) -> None:
+    def verdict(self, task_id: str) -> Verdict | None:
+        """The verdict of one of the tasks that judge, or None.
+
+        :raises SpecError: what is kept is none.
+        """
+        return self._read(Verdict, f"verdict.{self._id}.{task_id}")
+
+    def keep_verdict(self, task_id: str, verdict: Verdict | None) -> None:
+        """Keep what a task judged; None: it is about to judge."""
+        self._keep(f"verdict.{self._id}.{task_id}", verdict)
+
+    def forget(self, tasks: Sequence[str]) -> None:
         """Forget all of it: nobody goes back to a release of so long ago.
 
-        :param gates: ids of the tasks that ask in this service's runs.
+        :param tasks: ids of the tasks that ask or judge in this service's runs.
         """
-        for key in (f"plan.{self._id}", f"built.{self._id}", *(f"approval.{self._id}.{gate}" for gate in gates)):
+        keys = [f"{kind}.{self._id}.{task_id}" for kind in ("approval", "verdict") for task_id in tasks]
+        for key in (f"plan.{self._id}", f"built.{self._id}", *keys):
             self._store.delete(key)
 
     def _read(self, kind: type[D], key: str) -> D | None:

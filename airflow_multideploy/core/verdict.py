@@ -95,7 +95,7 @@ def judge(
     picked = None if met or rules.strategy != "manual" else choice
     strategy = rules.strategy if picked is None else CHOICES[picked]
     undo = cancelled and not rules.keep_on_cancel
-    if cancelled and rules.keep_on_cancel:
+    if refused or (cancelled and rules.keep_on_cancel):
         restore = frozenset[str]()
     else:
         restore = select(ended, targets, met=met and not cancelled, strategy=strategy, cancelled=undo)

@@ -49,6 +49,7 @@ class Question(HITLOperator):
 
     template_fields: Sequence[str] = ()
     is_question: ClassVar[bool] = True
+    decides: ClassVar[bool] = True
     service_name: str
 
     def __init__(
@@ -74,6 +75,8 @@ class Question(HITLOperator):
         :param told: of the notification: ``notifiers``, and what its templates see.
         """
         self.subject, self.body = subject, body
+        if not self.earlier(context):  # what was answered before a clear is asked for again, and no longer counts
+            decisions(context, self.service_name).keep_answers(self.task_id, [], _clear(context))
         if _alone():
             # Airflow would wait for an api-server's answer, and for no time-out.
             answer = str(conf.get("multideploy", ANSWER, fallback=""))

@@ -19,7 +19,7 @@ from airflow_multideploy.core.verdict import Verdict, table
 from airflow_multideploy.operators.approval import Question, markdown
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.release import ReleaseOperator
-from airflow_multideploy.operators.state import Stopped, TaskClock, journal, pull_plan
+from airflow_multideploy.operators.state import Stopped, TaskClock, decisions, journal, pull_plan
 from airflow_multideploy.platforms import adapter
 
 RETRY = "retry"
@@ -61,6 +61,7 @@ class DecideOperator(ReleaseOperator, Question):
 
     def execute(self, context: Context) -> None:
         """Ask, unless there is nothing to pick, or a person already has."""
+        decisions(context, self.service_name).keep_verdict(self.task_id, None)
         verdict = self.judge(context, final=False)
         if not verdict.asks:
             self._go_on(context, verdict, self.rollbacks)

@@ -53,8 +53,9 @@ ROLLOUT = "rollout"
 CONSOLE = "console_url"
 EVERYBODYS = "default_pool"
 """Airflow's own pool, in which a task runs that names none."""
-EARLY = 3.0
-"""Seconds between two looks at a deploy that has to end first."""
+EARLY, IDLE = 3.0, 120.0
+"""Seconds between two looks at a deploy that has to end first, and for which one is waited for that does not start."""
+UNDER_WAY = frozenset({"running", "deferred", "up_for_retry", "restarting"})
 AGAIN: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=5)}
 """Unless task or DAG say otherwise: Airflow can take a task for dead that is resumed quickly, and without another try a
 release would go back for that."""
@@ -74,6 +75,10 @@ class ConsoleLink(BaseOperatorLink):
         return XCom.get_value(key=CONSOLE, ti_key=ti_key) or ""
 
 
+def _cleared(context: Context) -> float:
+    return getattr(context["dag_run"], "clear_number", None) or 0
+
+
 def outcome_of(context: Context, dag_id: str, service: str, target: str, task_id: str) -> TargetResult:
     """What a target came to in this run: by its journal, else by what its deploy task pushed; else it is pending."""
     entry = own_entry(context, dag_id, service, target)
@@ -89,7 +94,11 @@ def outcome_of(context: Context, dag_id: str, service: str, target: str, task_id
         return said.model_copy(update={**lost, "reason": why})
     # Cleared, and skipped this time: what it once came to no longer counts, unless something of it is left there.
     gone = entry.settled and (entry.phase is Phase.ROLLED_BACK or not entry.touched)
-    return said if gone and said.phase is Phase.SKIPPED else result_of(entry, critical=True)
+    now = result_of(entry, critical=True)
+    if said.phase is Phase.PENDING and said.reason and entry.phase in GOOD and entry.clear < _cleared(context):
+        # Cleared, and held back this time: it was good once, and is not what was asked for now.
+        return now.model_copy(update={"phase": said.phase, "deployed": said.deployed, "reason": said.reason})
+    return said if gone and said.phase is Phase.SKIPPED else now
 
 
 class DeployOperator(Checked):
@@ -450,7 +459,9 @@ class DeployOperator(Checked):
             if edge.target not in (*plan.selected, *plan.skipped):
                 continue
             task_id = next(t.task_id for t in self.upstream_list if getattr(t, "target", None) == edge.target)
-            self._await(context, task_id)
+            if not self._await(context, task_id):
+                why = f"waits for {edge.target}, which Airflow has not started: by a catalog before this one, perhaps"
+                return TargetResult(target=self.target, reason=why)
             ended = outcome_of(context, self.dag_id, self.service_name, edge.target, task_id).phase
             outcome = "succeeded" if ended in GOOD else "skipped" if ended is Phase.SKIPPED else "failed"
             if edge.when == outcome or (edge.when == "completed" and outcome != "skipped"):
@@ -462,11 +473,16 @@ class DeployOperator(Checked):
         why = siblings.why() if siblings else ""
         return TargetResult(target=self.target, reason=why) if why else None
 
-    def _await(self, context: Context, task_id: str) -> None:
-        """Wait for the end of a deploy that this one depends on: Airflow may have started this one too early, by a
-        catalog that had no such edge yet."""
+    def _await(self, context: Context, task_id: str) -> bool:
+        """Whether a deploy that this one depends on has ended, waited for: Airflow may have started this one too early,
+        by a catalog that had no such edge yet. One that does not start is not waited for without end: it may wait for
+        the slot of a lock that this one holds."""
         run_id, ask = context["run_id"], context["ti"].get_task_states
-        while str(ask(dag_id=self.dag_id, task_ids=[task_id], run_ids=[run_id])[run_id].get(task_id)) not in OVER:
+        until = self._clock.time() + IDLE
+        while True:
+            state = str(ask(dag_id=self.dag_id, task_ids=[task_id], run_ids=[run_id])[run_id].get(task_id))
+            if state in OVER or (state not in UNDER_WAY and self._clock.time() > until):
+                return state in OVER
             self.log.info("waiting for %s, on which this target depends by the catalog of now", task_id)
             self._clock.sleep(EARLY)
 

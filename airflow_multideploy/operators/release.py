@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
@@ -186,8 +186,7 @@ class ReleaseOperator(Checked):
                 keep_on_cancel=settings["rollback"]["cancel"] == "keep",
             )
             version, default = plan.release.version, settings["rollback"].get("default") or self.default
-        earlier = self._decided(context) or {}
-        cancelled = self._stopped(context)
+        earlier, cancelled = self._decided(context), self._stopped(context)
         return judge(
             results,
             self._configs(context, plan),
@@ -198,8 +197,8 @@ class ReleaseOperator(Checked):
             dry_run=plan is not None and plan.dry_run,
             final=final,
             refused=self._refused(context, plan, results, cancelled=cancelled),
-            choice=choice or earlier.get("choice") or default,
-            missed=final and earlier.get("met") is False,
+            choice=choice or (earlier and earlier.choice) or default,
+            missed=final and earlier is not None and not earlier.met,
         )
 
     def _results(self, context: Context, plan: Plan | None) -> dict[str, TargetResult]:
@@ -212,7 +211,7 @@ class ReleaseOperator(Checked):
         }
         results = {target: skipped.get(target) or self._outcome(context, target) for target in self.tasks}
         if plan is not None and not plan.dry_run:
-            results |= self._vanished(context, plan)
+            results |= self._vanished(context, plan) | self._unskipped(context, plan, results)
         earlier = self._decided(context)
         if earlier is None:
             # Healthy once, and sent back since: its deploy was not cleared with the others, or each rollback judged for
@@ -227,8 +226,10 @@ class ReleaseOperator(Checked):
                 for target, now in results.items()
                 if now.deployed in GOOD and now.phase not in GOOD
             }
-        for was in Verdict.model_validate(earlier).results if earlier else ():
-            now = results[was.target]
+        for was in earlier.results if earlier else ():
+            now = results.get(was.target)
+            if now is None:
+                continue
             if now.deployed in GOOD and now.phase not in GOOD and was.deployed not in GOOD:
                 # Its task went on while it was taken for failed, and came to a good end before its rollback: what was
                 # decided, and undone, stays decided.
@@ -250,21 +251,45 @@ class ReleaseOperator(Checked):
             found[target] = unknown if entry is None else result_of(entry, critical=True)
         return found
 
-    def _decided(self, context: Context) -> dict[str, Any] | None:
-        """The verdict so far, for the tasks after aggregate_status: where a person picked, the one that followed."""
+    def _unskipped(self, context: Context, plan: Plan, results: Mapping[str, TargetResult]) -> dict[str, TargetResult]:
+        """Selected targets that XCom alone calls skipped, and the plan does not."""
+        found = {}
+        for target, result in results.items():
+            skipped = target in plan.selected and result.phase is Phase.SKIPPED
+            if not skipped or self._entry(context, target) is not None or self.dag is None:
+                continue
+            deploy: Any = self.dag.get_task(self.tasks[target])
+            held = deploy.held(context, plan)
+            if held is None or held.phase is not Phase.SKIPPED:
+                why = f"{self.tasks[target]} says that it was skipped, and the plan does not"
+                found[target] = held or TargetResult(target=target, reason=why)
+        return found
+
+    def _decided(self, context: Context) -> Verdict | None:
+        """The verdict so far, for the tasks after aggregate_status: where a person picked, the one that followed.
+
+        By the record: XCom shows the same, and others may write it.
+        """
         order = [self.aggregate_task_id, self.decide_task_id]
         before = order[: order.index(self.task_id)] if self.task_id in order else order
         for task_id in reversed(before):
-            if task_id and (said := context["ti"].xcom_pull(task_ids=task_id, key="return_value")):
+            if task_id and (said := self._judged(context, task_id)) is not None:
                 if task_id != self.aggregate_task_id and not self._asked(context):
                     continue  # skipped this time, it keeps what it said before a clear
-                return dict(said)
+                return said
         return None
+
+    def _judged(self, context: Context, task_id: str) -> Verdict | None:
+        try:
+            return decisions(context, self.service_name).verdict(task_id)
+        except SpecError as error:
+            self.log.error("%s; going by the journals", error)  # noqa: TRY400 - the message is the whole of it
+            return None
 
     def _asked(self, context: Context) -> bool:
         """Whether aggregate_status left it to a person what goes back, or left no verdict."""
-        said = context["ti"].xcom_pull(task_ids=self.aggregate_task_id, key="return_value")
-        return not said or Verdict.model_validate(said).asks
+        said = self._judged(context, self.aggregate_task_id)
+        return said is None or said.asks
 
     def _stopped(self, context: Context) -> bool:
         """Whether a person stopped the run before its deploys had ended.
@@ -273,7 +298,7 @@ class ReleaseOperator(Checked):
         without it, wired without `finish`, the deploys that were cut short count as failed.
         """
         if (earlier := self._decided(context)) is not None:
-            return bool(earlier["cancelled"])
+            return earlier.cancelled
         run_id, mark = context["run_id"], self.ended_task_id
         states = context["ti"].get_task_states(dag_id=self.dag_id, task_ids=[mark], run_ids=[run_id]).get(run_id, {})
         return str(states.get(mark)) == "skipped"
@@ -282,7 +307,7 @@ class ReleaseOperator(Checked):
         self, context: Context, plan: Plan | None, results: Mapping[str, TargetResult], *, cancelled: bool
     ) -> str:
         """Why nothing was started, or an empty string."""
-        if any(result.touched for result in results.values()):
+        if any(result.touched for result in results.values()) and self._begun(context):
             return ""
         for task_id in (self.plan_task_id, self.build_task_id):
             if task_id is not None and (why := context["ti"].xcom_pull(task_ids=task_id, key=REFUSED)):
@@ -294,6 +319,12 @@ class ReleaseOperator(Checked):
         if self.approve_task_id is not None and not (cancelled or (plan is not None and plan.dry_run)):
             return not_approved(context, self.service_name, [self.approve_task_id])
         return ""
+
+    def _begun(self, context: Context) -> bool:
+        """Whether something was written since a person last cleared the run, or was left unsettled before that."""
+        clear = getattr(context["dag_run"], "clear_number", None) or 0
+        entries = (self._entry(context, target) for target in self.tasks)
+        return any(entry.touched and (not entry.settled or entry.clear >= clear) for entry in entries if entry)
 
     def _close(self, context: Context, clear: float | None = None) -> None:
         """From here on what the journals say stands: a deploy that was thought dead and wakes up now stops."""
@@ -332,6 +363,7 @@ class ReleaseOperator(Checked):
 
         :param tasks: ids of the rollback tasks by target.
         """
+        decisions(context, self.service_name).keep_verdict(self.task_id, verdict)
         context["ti"].xcom_push("return_value", verdict.dump())
         self.log.info("%s %s: %s %s", verdict.service, verdict.version, verdict.status, verdict.reason)
         decide = self.decide_task_id if self.task_id == self.aggregate_task_id else None
@@ -354,6 +386,7 @@ class AggregateStatusOperator(ReleaseOperator):
     :param rollbacks: ids of the rollback tasks by target.
     """
 
+    decides: ClassVar[bool] = True
     ui_color = "#eef2fb"
 
     def __init__(self, *, rollbacks: Mapping[str, str] | None = None, **kwargs: Any) -> None:
@@ -365,6 +398,7 @@ class AggregateStatusOperator(ReleaseOperator):
 
     def execute(self, context: Context) -> None:
         """Judge, push the document, and skip the rollback tasks that have nothing to do."""
+        decisions(context, self.service_name).keep_verdict(self.task_id, None)
         self._close(context)
         self._go_on(context, self.judge(context, final=False), self.rollbacks)
 

@@ -14,12 +14,13 @@ from airflow_multideploy.core.journal import Entry, Phase
 from airflow_multideploy.core.rollback import WayBack, blockers, quiet_from
 from airflow_multideploy.core.status import result_of
 from airflow_multideploy.core.verdict import Verdict
-from airflow_multideploy.operators.deploy import CONSOLE, ConsoleLink
+from airflow_multideploy.operators.deploy import CONSOLE, EARLY, IDLE, UNDER_WAY, ConsoleLink
 from airflow_multideploy.operators.release import ReleaseOperator
 from airflow_multideploy.operators.retry import BY_ERROR_CLASS
 from airflow_multideploy.operators.state import Final, TaskClock, journal, pull_plan, seen_by_trigger
 from airflow_multideploy.platforms import adapter
 from airflow_multideploy.triggers import RolloutTrigger
+from airflow_multideploy.variables import OVER
 
 
 class RollbackOperator(ReleaseOperator):
@@ -51,9 +52,7 @@ class RollbackOperator(ReleaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Go back, wait until the snapshot serves, and return the target's result document."""
-        pulled = self._decided(context)
-        what, remedy = f"the verdict that {self.aggregate_task_id} left in XCom", "clear that task"
-        verdict = Verdict.load(pulled, what=what, remedy=remedy) if pulled else self.judge(context)
+        verdict = self._decided(context) or self.judge(context)
         entry = self._entry(context, self.target)
         if self.target not in verdict.restore or entry is None or not entry.touched:
             raise AirflowSkipException("nothing of this run is to be undone here")
@@ -124,19 +123,33 @@ class RollbackOperator(ReleaseOperator):
             return result_of(entry, critical=True).dump()
         raise Final(f"{platform.name}: {entry.phase}: {entry.reason}") from RollbackFailed(entry.reason)
 
+    def _gone(self, context: Context, target: str) -> bool:
+        entry = self._entry(context, target)
+        if entry is None:
+            return False
+        return entry.phase is Phase.ROLLED_BACK or (
+            entry.phase is Phase.UNKNOWN and entry.rollback_ended_at is not None
+        )
+
+    def _going(self, context: Context, targets: list[str], *, idle: bool) -> bool:
+        """Whether all of these are on their way back; ``idle``: or about to be."""
+        run_id, prefix = context["run_id"], self.task_id.removesuffix(self.target)
+        tasks = [prefix + target for target in targets]
+        states = context["ti"].get_task_states(dag_id=self.dag_id, task_ids=tasks, run_ids=[run_id]).get(run_id, {})
+        now = [str(states.get(task_id)) for task_id in tasks]
+        return all(state in UNDER_WAY or (idle and state not in OVER) for state in now)
+
     def _blocked(self, context: Context, verdict: Verdict, entry: Entry) -> None:
-        """No dependency goes back before its dependents."""
+        """No dependency goes back before its dependents, whose rollbacks Airflow starts first; unless it goes by a
+        catalog that had no such edge yet: so those under way are waited for."""
         plan = None if self.plan_task_id is None else pull_plan(context, self.service_name, self.plan_task_id)
-        configs = self._configs(context, plan)
-        waiting = []
-        for other in sorted(blockers(self.target, configs, frozenset(verdict.restore))):
-            theirs = self._entry(context, other)
-            gone = theirs is not None and (
-                theirs.phase is Phase.ROLLED_BACK
-                or (theirs.phase is Phase.UNKNOWN and theirs.rollback_ended_at is not None)
-            )
-            if not gone:
-                waiting.append(other)
+        others = sorted(blockers(self.target, self._configs(context, plan), frozenset(verdict.restore)))
+        until = self._clock.time() + IDLE
+        while waiting := [other for other in others if not self._gone(context, other)]:
+            if not self._going(context, waiting, idle=self._clock.time() < until):
+                break
+            self.log.info("waiting until %s is back", ", ".join(waiting))
+            self._clock.sleep(EARLY)
         if waiting:
             reason = f"not sent back: {', '.join(waiting)} depends on it and is not back; clear that rollback first"
             journal(context, self.service_name, self.target).write(

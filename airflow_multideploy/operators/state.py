@@ -195,7 +195,7 @@ def keep_record(context: Context, record: Record) -> None:
     book = ledger(context, record.service)
     for old in book.keep(record):
         kept = decisions(context, record.service, (record.dag_id, old.run_id))
-        kept.forget([task.task_id for task in context["dag"].tasks if getattr(task, "is_question", False)])
+        kept.forget([task.task_id for task in context["dag"].tasks if getattr(task, "decides", False)])
 
 
 def cleared_alone(operator: BaseOperator, context: Context, after: Iterable[str]) -> str:

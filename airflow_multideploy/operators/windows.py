@@ -36,7 +36,9 @@ def closed(plan: Plan, now: float, *, platforms: Sequence[str], begun: bool = Fa
     try:
         freezes = parse_freezes(variables.read_json(FREEZES))
     except SpecError as error:
-        raise SpecError([f"Variable {FREEZES}: {problem}" for problem in error.problems], service=plan.name) from None
+        place = f"Variable {FREEZES}: "
+        problems = [place + problem.removeprefix(place) for problem in error.problems]
+        raise type(error)(problems, service=plan.name) from None
     if begun:
         freezes = tuple(freeze for freeze in freezes if "*" not in freeze.platforms)
     found = gate(

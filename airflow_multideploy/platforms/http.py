@@ -288,7 +288,8 @@ class Http(Platform[HttpConfig]):
         if self.config.idempotency_header:
             # One id may rightly be written twice, from different states (cleared, after its rollback): other key.
             state = f"-{hashlib.sha256(live.etag.encode()).hexdigest()[:8]}" if live.etag else ""
-            headers[self.config.idempotency_header] = values["release_id"] + state
+            target = f"-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"  # another target's write is no repeat
+            headers[self.config.idempotency_header] = values["release_id"] + target + state
         return replace(sent, headers=headers)
 
     # --- values ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from airflow_multideploy.core.catalog import json_schema, merge, parse_catalog, parse_service, split
+from airflow_multideploy.core.catalog import is_schedule, json_schema, merge, parse_catalog, parse_service, split
 from airflow_multideploy.core.errors import SpecError
 from airflow_multideploy.core.models import AtLeast, Service
 from airflow_multideploy.testing.fake import FakeConfig
@@ -354,3 +354,8 @@ def test_the_schema_for_editors_knows_both_layouts_of_a_file() -> None:
         *({"services": {"shop": each}} for each in BAD),
     ):
         assert not validator.is_valid(bad), bad
+
+
+@pytest.mark.parametrize(("schedule", "taken"), [("0 0 29 2 *", True), ("0 0 30 2 *", False), ("@continuous", True)])
+def test_a_schedule_that_never_comes_is_none(schedule: str, taken: bool) -> None:
+    assert is_schedule(schedule) is taken

@@ -111,6 +111,44 @@ def test_a_result_that_only_xcom_has_is_not_believed() -> None:
     assert reasons["t2"] == "t2.deploy says so, and the record does not"
 
 
+@pytest.mark.parametrize("verdict", [{"met": True}, {"restore": []}])
+def test_a_verdict_that_somebody_wrote_into_xcom_keeps_nothing_from_going_back(verdict: dict[str, Any]) -> None:
+    stage = Stage("two", deploys=("ok", "fails"))
+
+    def forge(run: Run) -> None:
+        spoilt = len(verdict) == 1 and "met" in verdict
+        left(run, "aggregate_status", verdict if spoilt else {**run.value("aggregate_status"), **verdict})
+
+    when(stage, "rollback.t1", forge)
+    run = stage.run("run1", "2")
+    assert said(run)[:2] == ("failed", "rolled_back")
+    assert stage.live() == {"t1": "1", "t2": "1"}
+
+
+def test_a_target_that_only_xcom_calls_skipped_counts() -> None:
+    stage = Stage("chain2", deploys=("fails", "ok"), policy="critical", marks=(False, True))
+
+    def skip(run: Run) -> None:
+        result = {"target": "t2", "phase": "skipped", "deployed": "skipped"}
+        left(run, "t2.deploy", result, "rollout")
+
+    when(stage, "aggregate_status", skip)
+    run = stage.run("run1", "2")
+    state, _, reasons = said(run)
+    assert state == "failed"
+    assert reasons["t2"] == "waits for t1 succeeded, which is failed"
+
+
+def test_a_run_that_is_cleared_and_refused_this_time_is_not_green_for_what_it_once_did() -> None:
+    stage = Stage("two")
+    run = stage.run("run1", "2")
+    stage.story.unreadable.add(FREEZES)
+    stage.clear(run, "plan")
+    document = run.value("finalize")
+    assert (run.state, document["status"], document["restore"]) == ("failed", "not_started", [])
+    assert stage.live() == {"t1": "2", "t2": "2"}, "and nothing of it goes back"
+
+
 # --- sources that do not answer ---------------------------------------------------------------------------------------
 
 
@@ -185,6 +223,22 @@ def test_a_deploy_that_airflow_starts_before_what_it_depends_on_waits_for_it() -
     assert said(run)[:2] == ("success", "succeeded")
     writes = [step.target for step in stage.story.steps if step.what == "deploy:before"]
     assert writes == ["t1", "t2"]
+
+
+def test_a_deploy_does_not_wait_for_ever_for_one_that_does_not_start() -> None:
+    """It may wait for the slot of a lock that this one holds."""
+    stage = Stage("chain2")
+
+    def held(run: Run) -> None:
+        first, second = run.tasks["t1.deploy"], run.tasks["t2.deploy"]
+        first.state, second.state = "scheduled", "queued"
+        stage.airflow.at(5, lambda: stage.airflow._start(second))
+        stage.airflow.at(900, lambda: (stage.airflow._set(first, "failed"), stage.airflow._schedule(run)))
+
+    when(stage, "plan", held)
+    run = stage.run("run1", "2")
+    assert said(run)[2]["t2"].startswith("waits for t1, which Airflow has not started")
+    assert stage.live() == {"t1": "1", "t2": "1"}
 
 
 def test_a_selected_target_whose_task_was_removed_is_unknown() -> None:
