@@ -34,12 +34,13 @@ test-compose: setup  ## docker-compose.yaml for real, where a Docker Engine can 
 test-chaos: setup  ## kills on a real Airflow, PostgreSQL, Redis, Celery: all of it takes 40 minutes; ARGS="--short" a few
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-lint: setup
+lint: setup  ## style, and that imports only go down
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
-coverage: setup  ## core: at least 95 % of branches
-	$(BIN)/python -m pytest tests/core -q --cov=airflow_multideploy.core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
+coverage: setup  ## what decides: at least 95 % of branches
+	$(BIN)/python -m pytest tests/ground tests/catalog tests/release -q --cov=airflow_multideploy.catalog --cov=airflow_multideploy.release --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 types: setup
 	$(BIN)/mypy

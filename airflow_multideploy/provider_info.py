@@ -5,7 +5,6 @@ Standard library only, or that import would be circular.
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import Any
 
 NAME = "Multi Deploy"
@@ -19,34 +18,35 @@ def get_provider_info() -> dict[str, Any]:
         "name": NAME,
         "description": "Release one service to many platforms at once, verified, with proven rollback.",
         "integrations": [{"integration-name": NAME, "tags": ["service"]}],
-        "operators": [_modules(*_OPERATORS, *_platforms())],
-        "hooks": [_modules("hooks")],
-        "triggers": [_modules("triggers")],
-        "notifications": [f"{_PACKAGE}.notifications.ReleaseNotifier"],
+        "operators": [_modules(*_OPERATORS)],
+        "hooks": [_modules("plugin.hooks")],
+        "triggers": [_modules("operators.trigger")],
+        "notifications": [f"{_PACKAGE}.operators.notify.ReleaseNotifier"],
         "connection-types": [_azure(), _gcp()],
-        "extra-links": [f"{_PACKAGE}.operators.deploy.ConsoleLink"],
-        "asset-uris": [{"schemes": ["multideploy"], "handler": f"{_PACKAGE}.assets.sanitize_uri"}],
+        "extra-links": [f"{_PACKAGE}.operators.console.ConsoleLink"],
+        "asset-uris": [{"schemes": ["multideploy"], "handler": f"{_PACKAGE}.plugin.assets.sanitize_uri"}],
         "config": {"multideploy": _config()},
-        "cli": [f"{_PACKAGE}.cli.get_cli_commands"],
+        "cli": [f"{_PACKAGE}.cli.commands.get_cli_commands"],
     }
 
 
 _OPERATORS = (
+    "operators.aggregate",
     "operators.approval",
+    "operators.aws",
+    "operators.azure",
     "operators.build",
+    "operators.clusters",
     "operators.decide",
     "operators.deploy",
+    "operators.finalize",
+    "operators.gcp",
+    "operators.onprem",
+    "operators.pipelines",
     "operators.plan",
     "operators.reconcile",
-    "operators.release",
     "operators.rollback",
 )
-
-
-def _platforms() -> list[str]:
-    """Our platforms' modules; each holds its operator."""
-    modules = {point.module for point in entry_points(group=f"{_PACKAGE}.platforms")}
-    return sorted(name.removeprefix(f"{_PACKAGE}.") for name in modules if name.startswith(f"{_PACKAGE}.platforms."))
 
 
 def _modules(*names: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _azure() -> dict[str, Any]:
     """The official ``azure`` form, without what our platforms do not read, and with another Resource Manager."""
     return {
         "connection-type": "multideploy_azure",
-        "hook-class-name": f"{_PACKAGE}.hooks.AzureConnectionHook",
+        "hook-class-name": f"{_PACKAGE}.plugin.hooks.AzureConnectionHook",
         "hook-name": "Azure (Multi Deploy)",
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "port", "host", "extra"],
@@ -127,7 +127,7 @@ def _gcp() -> dict[str, Any]:
     """The official ``google_cloud_platform`` form, without what a release does not use, and with other endpoints."""
     return {
         "connection-type": "multideploy_gcp",
-        "hook-class-name": f"{_PACKAGE}.hooks.GcpConnectionHook",
+        "hook-class-name": f"{_PACKAGE}.plugin.hooks.GcpConnectionHook",
         "hook-name": "Google Cloud (Multi Deploy)",
         "ui-field-behaviour": {
             "hidden-fields": ["host", "schema", "login", "password", "port", "extra"],

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from airflow.sdk import DAG, Param, task
 
 from airflow_multideploy import finish
-from airflow_multideploy.platforms.aws_ecs import AwsEcsDeployOperator
-from airflow_multideploy.platforms.azure_web_app import AzureWebAppDeployOperator
-from airflow_multideploy.platforms.gcp_cloud_run import GcpCloudRunDeployOperator
-from airflow_multideploy.platforms.http import HttpDeployOperator
+from airflow_multideploy.operators.aws import AwsEcsDeployOperator
+from airflow_multideploy.operators.azure import AzureWebAppDeployOperator
+from airflow_multideploy.operators.gcp import GcpCloudRunDeployOperator
+from airflow_multideploy.operators.onprem import HttpDeployOperator
 
 with DAG(
     dag_id="multi_platform_deploy",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FIRST = ("aws_ecs", "azure_web_app", "gcp_cloud_run", "http")
+FIRST = ("aws/test_ecs", "azure/test_web_app", "gcp/test_cloud_run", "onprem/test_http")
 """The platforms whose whole conformance suite is in ``make test``."""
 PLAIN = ("test_deploy_then_rollback_restores", "test_failure_is_seen_early_with_the_platforms_reason")
 """The tests of the suite that are there for all others too."""
@@ -29,7 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         function = getattr(item, "function", None)
         if suite is None or function is None or function.__module__ != suite.__name__:
             continue
-        if item.path.stem.removeprefix("test_") not in FIRST and function.__name__ not in PLAIN:
+        place = f"{item.path.parent.name}/{item.path.stem}"
+        if place not in FIRST and function.__name__ not in PLAIN:
             item.add_marker(pytest.mark.conformance)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import jsonschema
 import pytest
 
 import airflow_multideploy
+from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.provider_info import get_provider_info
 from airflow_multideploy.sandbox import Sandbox
 
@@ -92,7 +94,7 @@ before = set(sys.modules)
 import airflow_multideploy
 first = sorted(set(sys.modules) - before)
 names = {name: getattr(airflow_multideploy, name).__name__ for name in airflow_multideploy._PUBLIC}
-from airflow_multideploy.platforms import kinds, platform_type
+from airflow_multideploy.platforms.kinds import kinds, platform_type
 loaded = {kind: platform_type(kind).__name__ for kind in kinds()}
 print(json.dumps({"file": airflow_multideploy.__file__, "first": first, "names": names, "kinds": loaded}))
 """
@@ -157,15 +159,15 @@ def test_airflow_takes_all_of_it_without_a_word(tmp_path: Path) -> None:
     found = json.loads(fresh(None, tmp_path, "-c", AIRFLOW).splitlines()[-1])
     assert found["said"] == []
     assert found["hooks"] == {
-        "multideploy_azure": "airflow_multideploy.hooks.AzureConnectionHook",
-        "multideploy_gcp": "airflow_multideploy.hooks.GcpConnectionHook",
+        "multideploy_azure": "airflow_multideploy.plugin.hooks.AzureConnectionHook",
+        "multideploy_gcp": "airflow_multideploy.plugin.hooks.GcpConnectionHook",
     }
     assert found["behaviours"] == ["multideploy_azure", "multideploy_gcp"]
     assert [name for name, secret in found["widgets"].items() if secret] == ["extra__multideploy_gcp__keyfile_dict"]
     assert found["forms"]["multideploy_gcp"] == "Google Cloud (Multi Deploy)"
-    assert found["links"] == ["airflow_multideploy.operators.deploy.ConsoleLink"]
-    assert found["triggers"] == ["airflow_multideploy.triggers"]
-    assert found["commands"] == ["airflow_multideploy.cli"]
+    assert found["links"] == ["airflow_multideploy.operators.console.ConsoleLink"]
+    assert found["triggers"] == ["airflow_multideploy.operators.trigger"]
+    assert found["commands"] == ["airflow_multideploy.cli.commands"]
     assert found["config"] == ["catalog_file", "reconcile", "reconcile_schedule", "answer"]
     assert "multideploy" in found["plugins"]
     assert found["uris"] == ["multideploy://shop", "multideploy://shop/aws"]
@@ -187,8 +189,9 @@ def test_provider_info_is_as_airflows_schema_says_and_names_what_exists() -> Non
     jsonschema.validate(info, json.loads((Path(folder) / "provider_info.schema.json").read_text()))
     modules = {m for key in ("operators", "hooks", "triggers") for each in info[key] for m in each["python-modules"]}
     assert [name for name in modules if importlib.util.find_spec(name) is None] == []
-    platforms = {point.split(":")[0] for point in PROJECT["entry-points"]["airflow_multideploy.platforms"].values()}
-    assert platforms <= modules
+    classes = (each for name in modules for each in vars(importlib.import_module(name)).values())
+    named = {each.kind for each in classes if isinstance(each, type) and issubclass(each, DeployOperator) and each.kind}
+    assert named == set(PROJECT["entry-points"]["airflow_multideploy.platforms"])
 
 
 def test_the_forms_have_a_field_for_all_that_a_connection_to_a_stand_in_holds() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_multideploy.factory import service_dags
+from airflow_multideploy.factory.factory import service_dags
 
 DAGS = Path(__file__).parents[1] / "dags"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from airflow_multideploy.core.catalog import parse_catalog
-from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.factory import read_file
-from airflow_multideploy.platforms import adapter, config_type
+from airflow_multideploy.catalog.files import read_file
+from airflow_multideploy.catalog.parse import parse_catalog
+from airflow_multideploy.errors import SpecError
+from airflow_multideploy.platforms.kinds import adapter, config_type
 from airflow_multideploy.sandbox import Sandbox
 from airflow_multideploy.sandbox.command import guide
 

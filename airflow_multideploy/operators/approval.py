@@ -14,21 +14,14 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import TaskAwaitingInput
 from airflow.sdk.execution_time.hitl import HITLUser
 
-from airflow_multideploy.core.contract import Release
-from airflow_multideploy.core.gate import Gate
-from airflow_multideploy.core.ledger import Approval
-from airflow_multideploy.core.plan import Plan
-from airflow_multideploy.notifications import notify
+from airflow_multideploy.catalog.approval import Gate
 from airflow_multideploy.operators.deploy import DeployOperator
-from airflow_multideploy.operators.state import (
-    APPROVAL,
-    decisions,
-    journal,
-    journal_asset,
-    new_record,
-    not_approved,
-    pull_plan,
-)
+from airflow_multideploy.operators.notify import notify
+from airflow_multideploy.operators.run import APPROVAL, decisions, journal, new_record, not_approved, pull_plan
+from airflow_multideploy.release.contract import Release
+from airflow_multideploy.release.ledger import Approval
+from airflow_multideploy.release.plan import Plan
+from airflow_multideploy.store.assets import journal_asset
 
 COMMENT = "comment"
 """The field of the form in which people say why."""

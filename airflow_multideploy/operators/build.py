@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, Connection
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from airflow_multideploy import registry
-from airflow_multideploy.builder import ImageBuilder
-from airflow_multideploy.core.decisions import Built
-from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import Artifact, Build
+from airflow_multideploy.catalog.service import Artifact, Build
+from airflow_multideploy.errors import SpecError
+from airflow_multideploy.images import registry
+from airflow_multideploy.images.builder import ImageBuilder
 from airflow_multideploy.operators.by_hand import model, templated
-from airflow_multideploy.operators.state import decisions, journal_asset, pull_plan
+from airflow_multideploy.operators.run import decisions, pull_plan
+from airflow_multideploy.release.decisions import Built
+from airflow_multideploy.store.assets import journal_asset
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -94,7 +95,7 @@ class BuildImageOperator(BaseOperator):
 
     :param image: repository without tag; without a host it lives in the registry that the Connection's host names.
     :param version: the tag.
-    :param build: fields of `airflow_multideploy.core.models.Build`; None: only resolve the tag.
+    :param build: fields of `airflow_multideploy.catalog.service.Build`; None: only resolve the tag.
     :param registry_conn_id: Connection with host, login and password of the registry; None: anonymous.
     :param plan_task_id: take the four above from what this task pushed, instead of from the arguments.
     :param service_name: take them from the record of this service instead, where ``plan_task_id`` froze them, and keep

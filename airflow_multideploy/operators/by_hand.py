@@ -12,9 +12,9 @@ from typing import Any, NoReturn, Self, TypeVar, cast, get_args
 from airflow.sdk import DAG, BaseOperator
 from pydantic import BaseModel, ValidationError
 
-from airflow_multideploy.core.catalog import lines
-from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import VERSION_PATTERN, AtLeast, Policy, Strategy
+from airflow_multideploy.catalog.problems import lines
+from airflow_multideploy.catalog.service import VERSION_PATTERN, AtLeast, Policy, Strategy
+from airflow_multideploy.errors import SpecError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 """What task ids are made of, as far as assets, run ids and headers can have it too, and a rollback's id has room."""

@@ -8,19 +8,20 @@ from typing import Any, cast, get_args
 
 from airflow.sdk import Context
 
-from airflow_multideploy.core.errors import ReleaseFailed
-from airflow_multideploy.core.gate import Choice
-from airflow_multideploy.core.journal import GOOD, Phase
-from airflow_multideploy.core.ledger import Approval
-from airflow_multideploy.core.models import Notify
-from airflow_multideploy.core.plan import waves
-from airflow_multideploy.core.rollback import WayBack
-from airflow_multideploy.core.verdict import Verdict, table
+from airflow_multideploy.catalog.approval import Choice
+from airflow_multideploy.catalog.notify import Notify
+from airflow_multideploy.catalog.order import waves
+from airflow_multideploy.errors import ReleaseFailed
 from airflow_multideploy.operators.approval import Question, markdown
+from airflow_multideploy.operators.clock import Stopped, TaskClock
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.release import ReleaseOperator
-from airflow_multideploy.operators.state import Stopped, TaskClock, decisions, journal, pull_plan
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.operators.run import decisions, journal, pull_plan
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.journal import GOOD, Phase
+from airflow_multideploy.release.ledger import Approval
+from airflow_multideploy.release.rollback import WayBack
+from airflow_multideploy.release.verdict import Verdict, table
 
 RETRY = "retry"
 _OPTIONS = """

@@ -1,4 +1,4 @@
-"""The deploy task of one target: thin, the steps are in `airflow_multideploy.core.rollout`."""
+"""The deploy task of one target: thin, the steps are in `airflow_multideploy.release.rollout`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, ClassVar, NoReturn
 
-from airflow.sdk import BaseOperatorLink, Context
+from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_multideploy.core.checks import Check
-from airflow_multideploy.core.contract import Observation, Platform, Release, State
-from airflow_multideploy.core.errors import (
+from airflow_multideploy.catalog.checks import Check
+from airflow_multideploy.catalog.target import Edge
+from airflow_multideploy.errors import (
     InDoubt,
     KnownBad,
     PlatformError,
@@ -22,35 +22,34 @@ from airflow_multideploy.core.errors import (
     UnknownPlatform,
     Unreadable,
 )
-from airflow_multideploy.core.journal import GOOD, Entry, Phase
-from airflow_multideploy.core.models import Edge
-from airflow_multideploy.core.plan import Plan, release_id
-from airflow_multideploy.core.rollout import Rollout
-from airflow_multideploy.core.status import TargetResult, result_of
 from airflow_multideploy.operators.by_hand import Checked, hurried, named, own_arguments, pinned, templated
+from airflow_multideploy.operators.clock import Final, TaskClock
+from airflow_multideploy.operators.console import CONSOLE, ConsoleLink
+from airflow_multideploy.operators.queue import rollback_behind
 from airflow_multideploy.operators.retry import BY_ERROR_CLASS
-from airflow_multideploy.operators.state import (
-    Final,
-    TaskClock,
+from airflow_multideploy.operators.run import (
+    ROLLOUT,
     cleared_alone,
     decisions,
     journal,
-    journal_asset,
     not_approved,
+    outcome_of,
     own_entry,
     pull_plan,
     seen_by_trigger,
     this_run,
 )
-from airflow_multideploy.operators.turn import rollback_behind
+from airflow_multideploy.operators.trigger import RolloutTrigger, Siblings
 from airflow_multideploy.operators.windows import closed, hold, platforms_of
-from airflow_multideploy.platforms import adapter
-from airflow_multideploy.triggers import RolloutTrigger, Siblings
-from airflow_multideploy.variables import OVER
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Observation, Platform, Release, State
+from airflow_multideploy.release.journal import GOOD, Entry, Phase
+from airflow_multideploy.release.plan import Plan, release_id
+from airflow_multideploy.release.rollout import Rollout
+from airflow_multideploy.release.status import TargetResult, result_of
+from airflow_multideploy.store.assets import journal_asset
+from airflow_multideploy.store.variables import OVER
 
-ROLLOUT = "rollout"
-"""XCom key of a target's result document."""
-CONSOLE = "console_url"
 EVERYBODYS = "default_pool"
 """Airflow's own pool, in which a task runs that names none."""
 EARLY, IDLE = 3.0, 120.0
@@ -61,44 +60,6 @@ AGAIN: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=5)}
 release would go back for that."""
 LONG = 60.0
 """Seconds of a bake for which no worker is held, whichever try of the task it is."""
-
-
-class ConsoleLink(BaseOperatorLink):
-    """Leads from a task to its target in the platform's own console."""
-
-    name = "Platform console"
-
-    def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """The address that the task pushed, or nothing before it did."""
-        from airflow.sdk.execution_time.xcom import XCom
-
-        return XCom.get_value(key=CONSOLE, ti_key=ti_key) or ""
-
-
-def _cleared(context: Context) -> float:
-    return getattr(context["dag_run"], "clear_number", None) or 0
-
-
-def outcome_of(context: Context, dag_id: str, service: str, target: str, task_id: str) -> TargetResult:
-    """What a target came to in this run: by its journal, else by what its deploy task pushed; else it is pending."""
-    entry = own_entry(context, dag_id, service, target)
-    pushed = context["ti"].xcom_pull(task_ids=task_id, key=ROLLOUT)
-    what = f"{service}/{target}: the result that {task_id} left in XCom"
-    said = TargetResult.load(pushed, what=what, remedy="clear that task") if pushed else TargetResult(target=target)
-    if entry is None:
-        if not (said.touched or said.phase in GOOD):
-            return said
-        later = journal(context, service, target).read()
-        why = f"run {later.run_id!r} came after it" if later else f"{task_id} says so, and the record does not"
-        lost = {"phase": Phase.UNKNOWN, "deployed": Phase.FAILED, "touched": False}
-        return said.model_copy(update={**lost, "reason": why})
-    # Cleared, and skipped this time: what it once came to no longer counts, unless something of it is left there.
-    gone = entry.settled and (entry.phase is Phase.ROLLED_BACK or not entry.touched)
-    now = result_of(entry, critical=True)
-    if said.phase is Phase.PENDING and said.reason and entry.phase in GOOD and entry.clear < _cleared(context):
-        # Cleared, and held back this time: it was good once, and is not what was asked for now.
-        return now.model_copy(update={"phase": said.phase, "deployed": said.deployed, "reason": said.reason})
-    return said if gone and said.phase is Phase.SKIPPED else now
 
 
 class DeployOperator(Checked):
@@ -303,7 +264,7 @@ class DeployOperator(Checked):
             return Observation(state=State.FAILED, reason=stop) if stop else rollout.platform.observe(_handle(entry))
 
         def ask(check: Check) -> str:
-            from airflow_multideploy import checks  # what it imports, a release without checks does not need
+            from airflow_multideploy.operators import checks  # what it imports, a release without checks does not need
 
             why = checks.ask(check, entry.release, rollout.platform)
             self.log.info("%s: %s", rollout.platform.name, why or "a check is good")

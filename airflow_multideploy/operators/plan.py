@@ -7,35 +7,27 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 
-from airflow_multideploy import pools, variables
-from airflow_multideploy.core.contract import Release
-from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError, Unreadable
-from airflow_multideploy.core.journal import Store
-from airflow_multideploy.core.ledger import Override, TargetRecord
-from airflow_multideploy.core.models import Service
-from airflow_multideploy.core.plan import Plan, make_plan
-from airflow_multideploy.core.preview import markdown
-from airflow_multideploy.core.reconcile import came_to, facts
-from airflow_multideploy.core.status import Status
-from airflow_multideploy.notifications import notify
+from airflow_multideploy.catalog.service import Service
+from airflow_multideploy.errors import MultideployError, PlatformError, SpecError, Unreadable
+from airflow_multideploy.operators.clock import Final, TaskClock
+from airflow_multideploy.operators.notify import notify
+from airflow_multideploy.operators.preview import lacking, poolless, preview, refusals, resolved
 from airflow_multideploy.operators.promotion import TargetsOf, hold, no_catalog, others, promoted
+from airflow_multideploy.operators.queue import missed, passed_over, skip
 from airflow_multideploy.operators.reconcile import agree, doubts, reconcile
 from airflow_multideploy.operators.release import REFUSED
 from airflow_multideploy.operators.retry import BY_ERROR_CLASS
-from airflow_multideploy.operators.state import (
-    Final,
-    TaskClock,
-    cleared_alone,
-    decisions,
-    journal_asset,
-    keep_record,
-    new_record,
-    recording,
-    this_run,
-)
-from airflow_multideploy.operators.turn import missed, passed_over, skip
+from airflow_multideploy.operators.run import cleared_alone, decisions, keep_record, new_record, recording, this_run
 from airflow_multideploy.operators.windows import closed, platforms_of, refusal
-from airflow_multideploy.preview import lacking, poolless, preview, refusals, resolved
+from airflow_multideploy.release.contract import Release
+from airflow_multideploy.release.journal import Store
+from airflow_multideploy.release.ledger import Override, TargetRecord
+from airflow_multideploy.release.plan import Plan, make_plan
+from airflow_multideploy.release.preview import markdown
+from airflow_multideploy.release.reconcile import came_to, facts
+from airflow_multideploy.release.status import Status
+from airflow_multideploy.store import pools, variables
+from airflow_multideploy.store.assets import journal_asset
 
 PARSED_WITHIN, PARSED_AGAIN = 180.0, 3.0
 """Seconds for which a run waits until the DAG processor has read the catalog again, and between two looks."""

@@ -9,16 +9,18 @@ from typing import Any
 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.sdk import BaseOperator, Context
 
-from airflow_multideploy.core.contract import Release
-from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.models import Service
-from airflow_multideploy.core.plan import Plan, release_id
-from airflow_multideploy.core.promotion import Promote, Required
-from airflow_multideploy.core.released import Released
-from airflow_multideploy.core.verdict import Verdict
-from airflow_multideploy.operators.state import TaskClock, journal, service_asset, target_asset
-from airflow_multideploy.operators.turn import rollback_behind
+from airflow_multideploy.catalog.promotion import Promote, Required
+from airflow_multideploy.catalog.service import Service
+from airflow_multideploy.errors import SpecError
+from airflow_multideploy.operators.clock import TaskClock
+from airflow_multideploy.operators.queue import rollback_behind
+from airflow_multideploy.operators.run import journal
 from airflow_multideploy.operators.windows import pause
+from airflow_multideploy.release.contract import Release
+from airflow_multideploy.release.plan import Plan, release_id
+from airflow_multideploy.release.promotion import Released
+from airflow_multideploy.release.verdict import Verdict
+from airflow_multideploy.store.assets import service_asset, target_asset
 
 SHORTEST, LONGEST = 10.0, 60.0
 """Seconds between two looks at another service; a shorter wait is not worth a deferral (docs/measured.md)."""

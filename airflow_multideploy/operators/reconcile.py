@@ -9,16 +9,20 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 
-from airflow_multideploy.core.contract import Platform
-from airflow_multideploy.core.errors import RollbackFailed
-from airflow_multideploy.core.journal import Entry
-from airflow_multideploy.core.ledger import agreed
-from airflow_multideploy.core.models import Event, Service, TargetConfig
-from airflow_multideploy.core.reconcile import came_to, facts, settle
-from airflow_multideploy.core.wait import Clock
-from airflow_multideploy.notifications import notify
-from airflow_multideploy.operators.state import Final, TaskClock, journal, journal_asset, keep_record, ledger, recording
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.catalog.notify import Event
+from airflow_multideploy.catalog.service import Service
+from airflow_multideploy.catalog.target import TargetConfig
+from airflow_multideploy.errors import RollbackFailed
+from airflow_multideploy.operators.clock import Final, TaskClock
+from airflow_multideploy.operators.notify import notify
+from airflow_multideploy.operators.run import journal, keep_record, ledger, recording
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Platform
+from airflow_multideploy.release.journal import Entry
+from airflow_multideploy.release.ledger import agreed
+from airflow_multideploy.release.reconcile import came_to, facts, settle
+from airflow_multideploy.release.wait import Clock
+from airflow_multideploy.store.assets import journal_asset
 
 SERVICES_AT_ONCE = 8
 
@@ -36,7 +40,7 @@ def doubts(context: Context, service: str, targets: Iterable[str]) -> dict[str, 
 def reconcile(
     context: Context, service: str, targets: Mapping[str, TargetConfig], found: Mapping[str, Entry], clock: Clock
 ) -> dict[str, str]:
-    """Send the targets back; see `airflow_multideploy.core.reconcile.settle`."""
+    """Send the targets back; see `airflow_multideploy.release.reconcile.settle`."""
 
     def platform(entry: Entry) -> Platform[Any]:
         return adapter(dict(entry.config), service=service, target=entry.target)

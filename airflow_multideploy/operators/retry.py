@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 
-from airflow_multideploy.core.errors import PlatformError
+from airflow_multideploy.errors import PlatformError
 
 LONGEST_WAIT = 300.0
 """Seconds: a platform that asks for more is asked again after these; the release has its own deadlines."""

@@ -1,4 +1,4 @@
-"""The rollback task of one target: thin, the steps are in `airflow_multideploy.core.rollback`."""
+"""The rollback task of one target: thin, the steps are in `airflow_multideploy.release.rollback`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any, NoReturn
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_multideploy.core.contract import Platform
-from airflow_multideploy.core.errors import PlatformError, RollbackFailed
-from airflow_multideploy.core.journal import Entry, Phase
-from airflow_multideploy.core.rollback import WayBack, blockers, quiet_from
-from airflow_multideploy.core.status import result_of
-from airflow_multideploy.core.verdict import Verdict
-from airflow_multideploy.operators.deploy import CONSOLE, EARLY, IDLE, UNDER_WAY, ConsoleLink
+from airflow_multideploy.errors import PlatformError, RollbackFailed
+from airflow_multideploy.operators.clock import Final, TaskClock
+from airflow_multideploy.operators.console import CONSOLE, ConsoleLink
+from airflow_multideploy.operators.deploy import EARLY, IDLE, UNDER_WAY
 from airflow_multideploy.operators.release import ReleaseOperator
 from airflow_multideploy.operators.retry import BY_ERROR_CLASS
-from airflow_multideploy.operators.state import Final, TaskClock, journal, pull_plan, seen_by_trigger
-from airflow_multideploy.platforms import adapter
-from airflow_multideploy.triggers import RolloutTrigger
-from airflow_multideploy.variables import OVER
+from airflow_multideploy.operators.run import journal, pull_plan, seen_by_trigger
+from airflow_multideploy.operators.trigger import RolloutTrigger
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Platform
+from airflow_multideploy.release.journal import Entry, Phase
+from airflow_multideploy.release.rollback import WayBack, blockers, quiet_from
+from airflow_multideploy.release.status import result_of
+from airflow_multideploy.release.verdict import Verdict
+from airflow_multideploy.store.variables import OVER
 
 
 class RollbackOperator(ReleaseOperator):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from airflow.sdk import DAG
 
 from airflow_multideploy.operators.deploy import DeployOperator
-from airflow_multideploy.operators.release import FinalizeOperator, ReleaseOperator
+from airflow_multideploy.operators.finalize import FinalizeOperator
+from airflow_multideploy.operators.release import ReleaseOperator
 from airflow_multideploy.operators.rollback import RollbackOperator
 
 _HEED_FAILURE = ("all_success", "none_failed", "none_failed_min_one_success")

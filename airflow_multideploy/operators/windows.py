@@ -9,12 +9,12 @@ from typing import Any
 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.sdk import BaseOperator
 
-from airflow_multideploy import variables
-from airflow_multideploy.core.calendar import Blocked, gate, parse_freezes
-from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.core.plan import Plan
-from airflow_multideploy.core.windows import Scheduled, Windows
-from airflow_multideploy.operators.state import TaskClock
+from airflow_multideploy.catalog.windows import Scheduled, Windows
+from airflow_multideploy.errors import SpecError
+from airflow_multideploy.operators.clock import TaskClock
+from airflow_multideploy.release.plan import Plan
+from airflow_multideploy.release.windows import Blocked, gate, parse_freezes
+from airflow_multideploy.store import variables
 
 FREEZES = "multideploy_freezes"
 """Variable: a JSON list of freezes."""

@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, JsonValue
 
-from airflow_multideploy.core import addresses
-from airflow_multideploy.core.contract import Release
+from airflow_multideploy import addresses
+from airflow_multideploy.release.contract import Release
 
 PLACES = ("service", "version", "image", "digest", "release_id", "reason")
 

@@ -19,13 +19,12 @@ from urllib.parse import quote
 
 import httpx
 
-from airflow_multideploy.core import addresses
-from airflow_multideploy.core.contract import Platform
-from airflow_multideploy.core.errors import PlatformError
-from airflow_multideploy.core.models import TargetConfig
-from airflow_multideploy.platforms import existing, refuse_plain_http
-from airflow_multideploy.platforms._connection import HTTP, fitting
-from airflow_multideploy.platforms._http_messages import Answer, Sent
+from airflow_multideploy import addresses
+from airflow_multideploy.catalog.target import TargetConfig
+from airflow_multideploy.clients.connections import HTTP, existing, fitting, refuse_plain_http
+from airflow_multideploy.clients.http_messages import Answer, Sent
+from airflow_multideploy.errors import PlatformError
+from airflow_multideploy.release.contract import Platform
 
 TIMEOUT = 30.0
 """Seconds that one call may take."""

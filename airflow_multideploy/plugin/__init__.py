@@ -1,14 +1,1 @@
-"""The Airflow plugin."""
-
-from __future__ import annotations
-
-from airflow.plugins_manager import AirflowPlugin
-
-from airflow_multideploy.timetables import CronTimetable, WindowTimetable
-
-
-class MultideployPlugin(AirflowPlugin):
-    """Registers the timetables, which Airflow's scheduler reads DAGs with."""
-
-    name = "multideploy"
-    timetables = [CronTimetable, WindowTimetable]
+"""What Airflow's UI and scheduler load."""

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.platforms import missing_extra
+from airflow_multideploy.clients.connections import missing_extra
+from airflow_multideploy.errors import SpecError
 from airflow_multideploy.sandbox import Sandbox
 from airflow_multideploy.sandbox.world import PLATFORMS
 

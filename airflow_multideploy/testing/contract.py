@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from airflow_multideploy.core.contract import Handle, Observation, Platform, State
-from airflow_multideploy.core.errors import Drift, PlatformError
-from airflow_multideploy.core.journal import Journal, Phase, Run
-from airflow_multideploy.core.rollback import WayBack
-from airflow_multideploy.core.rollout import Rollout
-from airflow_multideploy.core.status import Status
+from airflow_multideploy.errors import Drift, PlatformError
+from airflow_multideploy.release.contract import Handle, Observation, Platform, State
+from airflow_multideploy.release.journal import Journal, Phase, Run
+from airflow_multideploy.release.rollback import WayBack
+from airflow_multideploy.release.rollout import Rollout
+from airflow_multideploy.release.status import Status
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
 from airflow_multideploy.testing.driver import (
     NEW,
@@ -340,7 +340,7 @@ class PlatformContract(Driver):
         And no look stops the triggerer's event loop, which all other triggers need: one of twenty is allowed to be
         undisturbed by whatever else this machine does.
         """
-        from airflow_multideploy.triggers import LOOKS_AT_ONCE, RolloutTrigger
+        from airflow_multideploy.operators.trigger import LOOKS_AT_ONCE, RolloutTrigger
 
         _, handle, _ = self.start(stand_in)
         platform = self.platform(stand_in)

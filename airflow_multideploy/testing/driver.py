@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 import pytest
 
-from airflow_multideploy.core.contract import Document, Handle, Observation, Platform, Release, Snapshot, State
-from airflow_multideploy.core.journal import Entry
-from airflow_multideploy.core.status import result_of
-from airflow_multideploy.core.verdict import Rules, Verdict, judge
-from airflow_multideploy.core.wait import SystemClock, Watch, follow, persist
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Document, Handle, Observation, Platform, Release, Snapshot, State
+from airflow_multideploy.release.journal import Entry
+from airflow_multideploy.release.status import result_of
+from airflow_multideploy.release.verdict import Rules, Verdict, judge
+from airflow_multideploy.release.wait import SystemClock, Watch, follow, persist
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, StandIn, World
 
 OLD, NEW, OTHER = (

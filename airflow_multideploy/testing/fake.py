@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from airflow_multideploy.core.contract import Capabilities, Handle, Observation, Platform, Release, Snapshot, State
-from airflow_multideploy.core.errors import Drift
-from airflow_multideploy.core.models import TargetConfig
+from airflow_multideploy.catalog.target import TargetConfig
+from airflow_multideploy.errors import Drift
+from airflow_multideploy.release.contract import Capabilities, Handle, Observation, Platform, Release, Snapshot, State
 
 CallName = Literal["snapshot", "deploy", "observe", "rollback"]
 FaultKind = Literal[

@@ -28,10 +28,10 @@ import trustme
 from google.cloud import run_v2
 from google.protobuf.json_format import ParseDict, ParseError
 
-from airflow_multideploy import registry
-from airflow_multideploy.core.contract import Handle, Platform, Release, Snapshot
-from airflow_multideploy.core.wait import SystemClock, Watch, follow
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.images import registry
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Handle, Platform, Release, Snapshot
+from airflow_multideploy.release.wait import SystemClock, Watch, follow
 from airflow_multideploy.sandbox import Sandbox
 from airflow_multideploy.sandbox.server import Receive, Scope, Send, Server
 from airflow_multideploy.sandbox.world import PLATFORMS, RolloutFault

@@ -21,20 +21,23 @@ from typing import Any
 import yaml
 from airflow.sdk import DAG
 
-from airflow_multideploy import variables
-from airflow_multideploy.core.catalog import parse_catalog, parse_service
-from airflow_multideploy.core.contract import Release
-from airflow_multideploy.core.errors import MultideployError, SpecError
-from airflow_multideploy.core.journal import Journal, Run
-from airflow_multideploy.core.models import Service
-from airflow_multideploy.core.plan import make_plan, release_id
-from airflow_multideploy.core.rollback import WayBack
-from airflow_multideploy.core.rollout import Rollout
-from airflow_multideploy.core.wait import Watch, follow
-from airflow_multideploy.factory import CATALOG_DAG, _dag, read_file, service_dag
+from airflow_multideploy.catalog.files import read_file
+from airflow_multideploy.catalog.parse import parse_catalog, parse_service
+from airflow_multideploy.catalog.service import Service
+from airflow_multideploy.errors import MultideployError, SpecError
+from airflow_multideploy.factory.factory import _dag
+from airflow_multideploy.factory.names import CATALOG_DAG
+from airflow_multideploy.factory.service import service_dag
 from airflow_multideploy.operators.deploy import DeployOperator
-from airflow_multideploy.operators.state import pull_plan
-from airflow_multideploy.platforms import config_type
+from airflow_multideploy.operators.run import pull_plan
+from airflow_multideploy.platforms.kinds import config_type
+from airflow_multideploy.release.contract import Release
+from airflow_multideploy.release.journal import Journal, Run
+from airflow_multideploy.release.plan import make_plan, release_id
+from airflow_multideploy.release.rollback import WayBack
+from airflow_multideploy.release.rollout import Rollout
+from airflow_multideploy.release.wait import Watch, follow
+from airflow_multideploy.store import variables
 from airflow_multideploy.testing.fake import FakeWorld, MemoryStore
 from tests.bad_input.garbage import CANARIES, bent, bent_text, leaks, value
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from airflow_multideploy import registry
-from airflow_multideploy.core.contract import Handle
-from airflow_multideploy.core.errors import PlatformError
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.errors import PlatformError
+from airflow_multideploy.images import registry
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Handle
 from airflow_multideploy.sandbox.world import PLATFORMS
 from tests.bad_input.answers import STEPS, Recorded, Studio, Tape, platform_answers, registry_answers
 from tests.bad_input.garbage import hold

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_multideploy import variables
-from airflow_multideploy.core.errors import SpecError
-from airflow_multideploy.factory import read_file
+from airflow_multideploy.catalog.files import read_file
+from airflow_multideploy.errors import SpecError
+from airflow_multideploy.store import variables
 from tests.bad_input.documents import _BOMB, KINDS, read
 from tests.bad_input.garbage import hold
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 
-from airflow_multideploy.core.journal import Phase
+from airflow_multideploy.release.journal import Phase
 from airflow_multideploy.sandbox.airflow import ENDED
 from tests.chaos.judge import Row, judge
 from tests.chaos.kills import RELEASED, WRITES, Cell, Started

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from airflow_multideploy.core.journal import GOOD, Entry, Phase
+from airflow_multideploy.release.journal import GOOD, Entry, Phase
 from tests.chaos.kills import Started
 from tests.chaos.stack import NEW, NEXT, OLD, Gone
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 import psutil
 
-from airflow_multideploy.core.journal import Entry
+from airflow_multideploy.release.journal import Entry
 from airflow_multideploy.sandbox import CONN_IDS, Sandbox
 from airflow_multideploy.sandbox.airflow import ENDED, LocalAirflow
 from tests.chaos.servers import Postgres, Redis

@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from airflow_multideploy.core.contract import Capabilities, Handle, Observation, Release, Snapshot, State
-from airflow_multideploy.core.errors import Drift
-from airflow_multideploy.core.models import TargetConfig
+from airflow_multideploy.catalog.target import TargetConfig
+from airflow_multideploy.errors import Drift
 from airflow_multideploy.platforms.rest import Call, RestPlatform, Steps, at
+from airflow_multideploy.release.contract import Capabilities, Handle, Observation, Release, Snapshot, State
 
 
 class ApplianceConfig(TargetConfig):

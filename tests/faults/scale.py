@@ -18,18 +18,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from airflow_multideploy.core.contract import Handle, Observation, Platform, Release
-from airflow_multideploy.core.errors import MultideployError, PlatformError
-from airflow_multideploy.core.journal import GOOD, Entry, Journal, Phase, Run
-from airflow_multideploy.core.plan import release_id
-from airflow_multideploy.core.rollback import WayBack, quiet_from
-from airflow_multideploy.core.rollout import Rollout
-from airflow_multideploy.core.wait import SystemClock, Watch, follow
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.errors import MultideployError, PlatformError
+from airflow_multideploy.operators.trigger import RolloutTrigger
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Handle, Observation, Platform, Release
+from airflow_multideploy.release.journal import GOOD, Entry, Journal, Phase, Run
+from airflow_multideploy.release.plan import release_id
+from airflow_multideploy.release.rollback import WayBack, quiet_from
+from airflow_multideploy.release.rollout import Rollout
+from airflow_multideploy.release.wait import SystemClock, Watch, follow
 from airflow_multideploy.sandbox import CONN_IDS, Sandbox
 from airflow_multideploy.sandbox.world import PLATFORMS, Call, RandomFaults, RolloutFault
 from airflow_multideploy.testing.fake import MemoryStore
-from airflow_multideploy.triggers import RolloutTrigger
 
 IMAGE = "registry.example.com/shop"
 OLD, NEW = f"{IMAGE}:1.0.0", f"{IMAGE}:1.1.0"

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from airflow_multideploy.core.contract import Release
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Release
 from airflow_multideploy.sandbox import Sandbox
 from airflow_multideploy.sandbox.world import PLATFORMS, CallFault
 from tests.faults.scale import NEW, OLD, Driver, Job, connect, run

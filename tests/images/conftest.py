@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from airflow_multideploy import registry
-from airflow_multideploy.builder import ImageBuilder
-from airflow_multideploy.core.models import Build
+from airflow_multideploy.catalog.service import Build
+from airflow_multideploy.images import registry
+from airflow_multideploy.images.builder import ImageBuilder
 
 PASSWORD = "correct-horse-battery"
 AUTH = "cm9ib3Q6Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5"

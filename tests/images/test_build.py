@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from airflow_multideploy import registry
-from airflow_multideploy.builder import find_builder
-from airflow_multideploy.core.errors import BuildFailed, SpecError
+from airflow_multideploy.errors import BuildFailed, SpecError
+from airflow_multideploy.images import registry
+from airflow_multideploy.images.builder import find_builder
 from airflow_multideploy.operators.build import BuildImageOperator
 from tests.images.conftest import AUTH, PASSWORD, PRINT_DIGEST, builder, program
-from tests.registry_server import docker_registry
+from tests.images.registry_server import docker_registry
 
 HTPASSWD = "robot:$2y$05$abcdefghijklmnopqrstuuSnF5tLPqPFqc0z9CY0HcSLFbSRlL67u"
 

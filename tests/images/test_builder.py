@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_multideploy.core.errors import BuildFailed
+from airflow_multideploy.errors import BuildFailed
 from airflow_multideploy.operators.build import BuildImageOperator
 from tests.images.conftest import AUTH, PASSWORD, PRINT_DIGEST, builder, program
 
@@ -96,7 +96,7 @@ FAMILY = 'sleep 300 & echo $! > {pids}; (trap "" TERM; sleep 300) & echo $! >> {
 def test_a_time_out_kills_the_whole_process_group(
     programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_multideploy.builder.GRACE", 0.3)
+    monkeypatch.setattr("airflow_multideploy.images.builder.GRACE", 0.3)
     program(programs, "docker", FAMILY.format(pids=tmp_path / "pids"))
     started = time.monotonic()
     with pytest.raises(BuildFailed, match=r"(?s)did not end within build.timeout \(3 s.*started"):
@@ -110,7 +110,7 @@ def test_a_time_out_kills_the_whole_process_group(
 def test_on_kill_ends_the_build_and_starts_no_push(
     programs: Path, context_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_multideploy.builder.GRACE", 0.3)
+    monkeypatch.setattr("airflow_multideploy.images.builder.GRACE", 0.3)
     program(
         programs, "docker", f'echo "$1" >> {tmp_path}/ran; trap "exit 0" TERM\n' + FAMILY.format(pids=tmp_path / "pids")
     )

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from airflow_multideploy import platforms
-from airflow_multideploy.core.contract import Handle, Observation, Release, Snapshot, State
-from airflow_multideploy.core.errors import Drift, PlatformError
-from airflow_multideploy.core.wait import SystemClock
+from airflow_multideploy.errors import Drift, PlatformError
+from airflow_multideploy.platforms import kinds
+from airflow_multideploy.release.contract import Handle, Observation, Release, Snapshot, State
+from airflow_multideploy.release.wait import SystemClock
 from airflow_multideploy.sandbox.world import Call, CallFault, Live, World
 from airflow_multideploy.testing import PlatformContract
 from airflow_multideploy.testing.contract import RESOURCE, SECRET
@@ -99,7 +99,7 @@ class FakeSuite(PlatformContract):
 
     @pytest.fixture(autouse=True)
     def _installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(platforms, "platform_type", lambda kind: self.adapter)
+        monkeypatch.setattr(kinds, "platform_type", lambda kind: self.adapter)
 
     @pytest.fixture
     def world(self) -> World:

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_multideploy.core import addresses
-from airflow_multideploy.core.contract import Release, Snapshot
-from airflow_multideploy.core.errors import MultideployError, PlatformError, SpecError
-from airflow_multideploy.platforms import adapter, kinds, platform_type, refuse_plain_http
+from airflow_multideploy import addresses
+from airflow_multideploy.clients.connections import refuse_plain_http
+from airflow_multideploy.errors import MultideployError, PlatformError, SpecError
+from airflow_multideploy.platforms.kinds import adapter, kinds, platform_type
+from airflow_multideploy.release.contract import Release, Snapshot
 from airflow_multideploy.sandbox.azure_web_app import AzureWebAppStandIn
 from airflow_multideploy.sandbox.server import Server
 from airflow_multideploy.sandbox.world import World

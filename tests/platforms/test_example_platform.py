@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from airflow_multideploy import platforms
+from airflow_multideploy.platforms import kinds
 from airflow_multideploy.sandbox.http import HttpStandIn
 from airflow_multideploy.sandbox.world import World
 from airflow_multideploy.testing import PlatformContract
@@ -33,10 +33,10 @@ class TestAppliance(PlatformContract):
     def installed(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         """As if it were installed."""
         monkeypatch.syspath_prepend(FOLDER)
-        point = EntryPoint("appliance", "multideploy_appliance:Appliance", platforms.ENTRY_POINT_GROUP)
-        monkeypatch.setitem(platforms.kinds(), "appliance", point)
+        point = EntryPoint("appliance", "multideploy_appliance:Appliance", kinds.ENTRY_POINT_GROUP)
+        monkeypatch.setitem(kinds.kinds(), "appliance", point)
         yield
-        platforms.platform_type.cache_clear()
+        kinds.platform_type.cache_clear()
 
     def make_stand_in(self, world: World) -> HttpStandIn:
         return ApplianceStandIn(world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from airflow_multideploy.manual import pages, undocumented
-from airflow_multideploy.platforms import adapter, kinds, platform_type
+from airflow_multideploy.cli.pages import pages, undocumented
+from airflow_multideploy.platforms.kinds import adapter, kinds, platform_type
 
 DOCS = Path(__file__).parents[2] / "docs" / "platforms"
 OURS = sorted(kind for kind, point in kinds().items() if point.value.startswith("airflow_multideploy."))
@@ -33,7 +34,7 @@ def test_a_page_explains_every_key_and_its_example_is_a_target(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", OURS)
 def test_a_platform_is_one_file_of_at_most_400_lines(kind: str) -> None:
-    source = Path(__file__).parents[2] / "airflow_multideploy" / "platforms" / f"{kind}.py"
+    source = Path(inspect.getfile(platform_type(kind)))
     assert source.read_text().count("\n") <= 400
 
 

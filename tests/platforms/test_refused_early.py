@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from airflow.sdk import Connection
 
-from airflow_multideploy.core.contract import Handle
-from airflow_multideploy.core.errors import MissingExtra, PlatformError, SpecError
-from airflow_multideploy.platforms import adapter
-from airflow_multideploy.platforms._connection import AZURE, GOOGLE, fitting
+from airflow_multideploy.clients.connections import AZURE, GOOGLE, fitting
+from airflow_multideploy.errors import MissingExtra, PlatformError, SpecError
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Handle
 
 SITE = {"resource_group": "rg", "site": "shop"}
 TARGETS: dict[str, dict[str, Any]] = {

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from airflow_multideploy.core.errors import PlatformError, SpecError
-from airflow_multideploy.core.models import TargetConfig
+from airflow_multideploy.catalog.target import TargetConfig
+from airflow_multideploy.errors import PlatformError, SpecError
 from airflow_multideploy.platforms import rest
 from airflow_multideploy.platforms.rest import Call, Reply, RestPlatform, Steps, at
 from airflow_multideploy.sandbox.server import Server

@@ -11,7 +11,7 @@ from botocore.model import ListShape, MapShape, ServiceModel, Shape, StructureSh
 from botocore.session import Session
 from botocore.validate import ParamValidator
 
-from airflow_multideploy.core.contract import State
+from airflow_multideploy.release.contract import State
 from airflow_multideploy.sandbox.aws_ecs import AwsEcsStandIn, _error_body
 from airflow_multideploy.sandbox.aws_ecs_api import CLUSTER
 from airflow_multideploy.sandbox.server import Receive, Scope, Send

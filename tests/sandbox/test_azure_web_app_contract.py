@@ -28,7 +28,7 @@ from azure.mgmt.web._utils.model_base import Model, SdkJSONEncoder, _deserialize
 from azure.mgmt.web.models import _models
 from azure.mgmt.web.operations import _operations
 
-from airflow_multideploy.core.contract import State
+from airflow_multideploy.release.contract import State
 from airflow_multideploy.sandbox.azure_web_app import (
     API_VERSION,
     CLIENT,

@@ -19,8 +19,8 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from airflow_multideploy.core.contract import Handle, Observation, Release
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Handle, Observation, Release
 from airflow_multideploy.sandbox import _cloud_run_grpc
 from airflow_multideploy.sandbox.gcp_cloud_run import LOCATION, PROJECT, GcpCloudRunStandIn
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, World

@@ -18,9 +18,9 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from openapi_spec_validator import validate
 
-from airflow_multideploy.core.contract import Handle, Observation, Platform, Release, State
-from airflow_multideploy.core.errors import PlatformError
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.errors import PlatformError
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Handle, Observation, Platform, Release, State
 from airflow_multideploy.sandbox.http import HttpStandIn
 from airflow_multideploy.sandbox.http_openapi import DOCUMENT
 from airflow_multideploy.sandbox.world import CallFault, RolloutFault, World

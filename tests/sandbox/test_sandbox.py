@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from airflow_multideploy.core.contract import Release, State
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Release, State
 from airflow_multideploy.sandbox import CONN_IDS, Sandbox
 
 OLD, NEW, OTHER = (f"registry.example.com/shop:{tag}" for tag in ("1.0.0", "1.1.0", "9.9.9"))

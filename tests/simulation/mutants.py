@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "airflow_multideploy"
-ROLLOUT, ROLLBACK, STATUS = "core/rollout.py", "core/rollback.py", "core/status.py"
+ROLLOUT, ROLLBACK, STATUS = "release/rollout.py", "release/rollback.py", "release/status.py"
+RUN, FINALIZE = "operators/run.py", "operators/finalize.py"
 RELEASE, WAY_BACK, DEPLOY, TAIL = (
     "operators/release.py",
     "operators/rollback.py",
     "operators/deploy.py",
-    "operators/tail.py",
+    "factory/wiring.py",
 )
 SCHEDULES, SEED = 6000, 1
 
@@ -80,8 +81,8 @@ MUTANTS = (
     Mutant(
         "XCom is trusted, the journal is not",
         (
-            (DEPLOY, "entry = own_entry(context, dag_id, service, target)", "entry = None"),
-            (DEPLOY, "if not (said.touched or said.phase in GOOD):", "if True:"),
+            (RUN, "entry = own_entry(context, dag_id, service, target)", "entry = None"),
+            (RUN, "if not (said.touched or said.phase in GOOD):", "if True:"),
         ),
     ),
     Mutant(
@@ -179,7 +180,7 @@ MUTANTS = (
         "finalize does not decide the run's colour",
         (
             (
-                RELEASE,
+                FINALIZE,
                 "self.on_failure_fail_dagrun = True\n        self._clock",
                 "self._clock",
             ),
@@ -232,7 +233,7 @@ MUTANTS = (
     ),
     Mutant(
         "a way back that never began is not in doubt",
-        ((RELEASE, "if entry.phase not in GOOD:", "if True:"),),
+        ((FINALIZE, "if entry.phase not in GOOD:", "if True:"),),
     ),
     Mutant(
         "a rollback that was thought dead does not look before it writes",

@@ -18,10 +18,12 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import comms, task_runner
 
-from airflow_multideploy import factory, platforms
-from airflow_multideploy.core.catalog import parse_service
-from airflow_multideploy.core.contract import Handle, Observation, Release, Snapshot
-from airflow_multideploy.core.models import Service
+from airflow_multideploy.catalog.parse import parse_service
+from airflow_multideploy.catalog.service import Service
+from airflow_multideploy.factory.reconcile import reconcile_dag
+from airflow_multideploy.factory.service import service_dag
+from airflow_multideploy.platforms import kinds
+from airflow_multideploy.release.contract import Handle, Observation, Release, Snapshot
 from airflow_multideploy.testing.fake import Crash, FakePlatform, FakeWorld, Fault, MemoryStore
 from tests.simulation.runs import Attempt, Run, Task
 from tests.simulation.scheduler import CLOCK, SimAirflow, ready
@@ -215,9 +217,9 @@ class Supervisor:
 @contextmanager
 def installed() -> Iterator[None]:
     """The platform kind ``fake`` and the stand-in for a task's supervisor are in place; undone afterwards."""
-    point = EntryPoint("fake", f"{__name__}:SimPlatform", platforms.ENTRY_POINT_GROUP)
+    point = EntryPoint("fake", f"{__name__}:SimPlatform", kinds.ENTRY_POINT_GROUP)
     test_mode = ExecutorSafeguard.test_mode
-    platforms.kinds()["fake"] = point
+    kinds.kinds()["fake"] = point
     os.environ["AIRFLOW_CONN_FAKE"] = "{}"
     ExecutorSafeguard.test_mode = True
     try:
@@ -226,9 +228,9 @@ def installed() -> Iterator[None]:
             yield
     finally:
         ExecutorSafeguard.test_mode = test_mode
-        platforms.kinds().pop("fake")
+        kinds.kinds().pop("fake")
         del os.environ["AIRFLOW_CONN_FAKE"]
-        platforms.platform_type.cache_clear()
+        kinds.platform_type.cache_clear()
 
 
 def service_of(schedule: Schedule, **rollback: Any) -> Service:
@@ -258,7 +260,7 @@ def service_of(schedule: Schedule, **rollback: Any) -> Service:
         "retries": schedule.retries,
         "deferrable": schedule.deferrable,
     }
-    return parse_service(SERVICE, document, config_type=platforms.config_type)
+    return parse_service(SERVICE, document, config_type=kinds.config_type)
 
 
 def selected(schedule: Schedule) -> int:
@@ -268,7 +270,7 @@ def selected(schedule: Schedule) -> int:
 
 @lru_cache(maxsize=256)
 def _dag(graph: str, retries: int, deferrable: bool) -> DAG:
-    return ready(factory.service_dag(SERVICE, service_of(Schedule(graph, retries=retries, deferrable=deferrable))))
+    return ready(service_dag(SERVICE, service_of(Schedule(graph, retries=retries, deferrable=deferrable))))
 
 
 def dag_of(schedule: Schedule, service: Service) -> DAG:
@@ -336,7 +338,7 @@ def _afterwards(story: Story, run: Run, service: Service) -> None:
         story.airflow.drain()
     elif after == "reconciler":
         story.marks["reconcile"] = len(story.steps)
-        dag = ready(factory.reconcile_dag({SERVICE: service}, schedule="@hourly", settle=True))
+        dag = ready(reconcile_dag({SERVICE: service}, schedule="@hourly", settle=True))
         story.airflow.trigger(dag, "reconcile", {})
         story.airflow.drain()
     else:

@@ -19,11 +19,11 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped, TaskDeferred
 from greenlet import getcurrent, greenlet
 
-from airflow_multideploy.core.contract import Handle, Observation
-from airflow_multideploy.core.errors import PlatformError
-from airflow_multideploy.core.wait import Watch
-from airflow_multideploy.operators.state import Stopped
-from airflow_multideploy.platforms import adapter
+from airflow_multideploy.errors import PlatformError
+from airflow_multideploy.operators.clock import Stopped
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.release.contract import Handle, Observation
+from airflow_multideploy.release.wait import Watch
 from airflow_multideploy.testing.fake import Crash, FakeClock, MemoryStore
 from tests.simulation.runs import FINISHED, Attempt, Run, Task, context_of, effective_leaves
 

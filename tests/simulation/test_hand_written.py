@@ -12,9 +12,10 @@ import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, TaskGroup
 
-from airflow_multideploy import DeployOperator, finish, platforms
-from airflow_multideploy.core.ledger import Ledger
-from airflow_multideploy.core.models import Strategy
+from airflow_multideploy import DeployOperator, finish
+from airflow_multideploy.catalog.service import Strategy
+from airflow_multideploy.platforms import kinds
+from airflow_multideploy.release.ledger import Ledger
 from airflow_multideploy.testing.fake import FakePlatform, FakeWorld, Fault, MemoryStore
 from tests.simulation.play import CLOCK, IMAGE, installed
 from tests.simulation.runs import Run
@@ -61,10 +62,8 @@ class Stage:
 @pytest.fixture
 def stage() -> Iterator[Stage]:
     with installed():
-        platforms.kinds()["fake"] = EntryPoint(
-            "fake", f"{FakePlatform.__module__}:FakePlatform", platforms.ENTRY_POINT_GROUP
-        )
-        platforms.platform_type.cache_clear()
+        kinds.kinds()["fake"] = EntryPoint("fake", f"{FakePlatform.__module__}:FakePlatform", kinds.ENTRY_POINT_GROUP)
+        kinds.platform_type.cache_clear()
         made = Stage()
         with made.dag:
             yield made

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_multideploy.core.plan import release_id
+from airflow_multideploy.release.plan import release_id
 from tests.simulation import play as play_
 from tests.simulation.play import SERVICE
 from tests.simulation.runs import Attempt, Run

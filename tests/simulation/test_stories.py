@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_multideploy.core.models import Service
+from airflow_multideploy.catalog.service import Service
+from airflow_multideploy.factory.reconcile import reconcile_dag
+from airflow_multideploy.factory.service import service_dag
 from airflow_multideploy.testing.fake import FakeWorld, Fault
 from tests.simulation import play as play_
 from tests.simulation.play import CLOCK, IMAGE, SERVICE, SimStore, Story
@@ -39,7 +41,7 @@ class Stage:
                 for fault in known[name]:
                     self.world.faults.append(Fault(target=f"{SERVICE}/{target}", **fault))
         self.service: Service = play_.service_of(schedule)
-        self._manual = None if strategy != "manual" else play_.ready(play_.factory.service_dag(SERVICE, self.service))
+        self._manual = None if strategy != "manual" else play_.ready(service_dag(SERVICE, self.service))
 
     def run(self, run_id: str, version: str, **conf: Any) -> Run:
         """Trigger it and wait for its end."""
@@ -221,7 +223,7 @@ def test_the_reconciler_settles_it_without_a_word_to_the_platform() -> None:
     stage.run("run1", "2")
     assert not stage.journal("t2")["settled"]
     calls = len(stage.world.calls)
-    dag = play_.ready(play_.factory.reconcile_dag({SERVICE: stage.service}, schedule="@hourly", settle=True))
+    dag = play_.ready(reconcile_dag({SERVICE: stage.service}, schedule="@hourly", settle=True))
     run = stage.airflow.trigger(dag, "reconcile", {})
     stage.airflow.drain()
     assert (run.state, run.value("reconcile")) == ("success", {f"{SERVICE}/t2": "left"})

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from airflow_multideploy.core.checks import Verify
-from airflow_multideploy.core.models import Service
+from airflow_multideploy.catalog.checks import Verify
+from airflow_multideploy.catalog.service import Service
 from tests.simulation import play as stage
 from tests.simulation.check import history
 from tests.simulation.invariants import breaches

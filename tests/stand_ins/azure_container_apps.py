@@ -1,6 +1,6 @@
 """Stand-in for Azure Container Apps, on the Resource Manager and the login of the sandbox's Azure stand-in.
 
-Held to azure-mgmt-appcontainers' request builders and models by ``tests/platforms/test_azure_container_apps.py``. What
+Held to azure-mgmt-appcontainers' request builders and models by ``tests/platforms/azure/test_container_apps.py``. What
 it does on its own initiative, because no contract says it:
 
 - A revision is ready at once when its course is over; what follows the latest revision then moves to it. One that fails

@@ -1,6 +1,6 @@
 """Stand-in for Azure Container Instances, on the Resource Manager and the login of the sandbox's Azure stand-in.
 
-Held to azure-mgmt-containerinstance by ``tests/platforms/test_azure_container_instances.py``. What it does on its own
+Held to azure-mgmt-containerinstance by ``tests/platforms/azure/test_container_instances.py``. What it does on its own
 initiative, because no contract says it:
 
 - A PUT of a group restarts its container at once: nothing serves until its course is over.

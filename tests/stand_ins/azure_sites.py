@@ -1,6 +1,6 @@
 """Stand-ins for what else Azure App Service runs: slots, packages and functions, on the sandbox's sites.
 
-Held to azure-mgmt-web's request builders and models by ``tests/platforms/test_azure_sites_contract.py``. What they do
+Held to azure-mgmt-web's request builders and models by ``tests/platforms/azure/test_sites_contract.py``. What they do
 on their own initiative, because no contract says it:
 
 - A replacement of the app settings restarts a site. Only the new image, or the new package, of a release takes the

@@ -25,7 +25,7 @@ import httpx
 
 from airflow_multideploy.sandbox.server import App, Faults, Receive, Scope, Send, Server
 from airflow_multideploy.sandbox.world import Course, Live, World
-from tests.registry_server import docker_registry
+from tests.images.registry_server import docker_registry
 
 REPOSITORY = "registry.example.com/shop"
 USER = "shop"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from airflow_multideploy.core.contract import State  # noqa: F401 - core loads before Airflow
+from airflow_multideploy.release.contract import State  # noqa: F401 - core loads before Airflow
 from airflow_multideploy.sandbox import CONN_IDS, Sandbox
 from airflow_multideploy.sandbox.airflow import LocalAirflow, free_port
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from airflow_multideploy.core.contract import Handle, Observation, Release, State
-from airflow_multideploy.core.wait import SystemClock, Watch, follow, persist
-from airflow_multideploy.platforms import adapter
-from airflow_multideploy.platforms.airflow import Airflow
+from airflow_multideploy.platforms.kinds import adapter
+from airflow_multideploy.platforms.pipelines.airflow import Airflow
+from airflow_multideploy.release.contract import Handle, Observation, Release, State
+from airflow_multideploy.release.wait import SystemClock, Watch, follow, persist
 from airflow_multideploy.sandbox.airflow import LocalAirflow
 
 pytestmark = [pytest.mark.system, pytest.mark.long]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_multideploy.core.contract import State  # noqa: F401 - core loads before Airflow
+from airflow_multideploy.release.contract import State  # noqa: F401 - core loads before Airflow
 from airflow_multideploy.sandbox import CONN_IDS, Sandbox
 from airflow_multideploy.sandbox.airflow import LocalAirflow
 from tests.system.conftest import IMAGE, KINDS, Stage
@@ -22,9 +22,9 @@ DAG_FILE = '''
 from airflow.sdk import DAG, Param, TaskGroup, task
 
 from airflow_multideploy import finish
-from airflow_multideploy.platforms.aws_ecs import AwsEcsDeployOperator
-from airflow_multideploy.platforms.gcp_cloud_run import GcpCloudRunDeployOperator
-from airflow_multideploy.platforms.http import HttpDeployOperator
+from airflow_multideploy.operators.aws import AwsEcsDeployOperator
+from airflow_multideploy.operators.gcp import GcpCloudRunDeployOperator
+from airflow_multideploy.operators.onprem import HttpDeployOperator
 
 TARGETS = {targets!r}
 MAKE = {{"aws": AwsEcsDeployOperator, "gcp": GcpCloudRunDeployOperator, "onprem": HttpDeployOperator}}

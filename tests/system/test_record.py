@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.system, pytest.mark.long]
 
 PLUGIN = """
 from typing import ClassVar, Literal
-from airflow_multideploy.platforms.http import Http, HttpConfig
+from airflow_multideploy.platforms.onprem.http import Http, HttpConfig
 
 class EdgeConfig(HttpConfig):
     platform: Literal["edge"] = "edge"

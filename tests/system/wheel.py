@@ -19,9 +19,9 @@ import sys
 import airflow_multideploy
 loaded = sorted(m for m in sys.modules if m == "airflow.models" or m.split(".")[0] in ("boto3", "azure", "google"))
 assert not loaded, loaded
-import airflow_multideploy.core.catalog, airflow_multideploy.core.rollout, airflow_multideploy.core.verdict
+import airflow_multideploy.catalog.parse, airflow_multideploy.release.rollout, airflow_multideploy.release.verdict
 assert "airflow" not in sys.modules
-import airflow_multideploy.factory
+import airflow_multideploy.factory.factory
 loaded = sorted(m for m in sys.modules if m.split(".")[0] in ("boto3", "azure") or m.startswith("google.cloud"))
 assert not loaded, loaded
 print("imports: clean")

@@ -1,0 +1,1 @@
+"""What people write: services, targets, windows, and how it is read."""

@@ -1,0 +1,1 @@
+"""How calls are made, and nothing of releases."""

@@ -1,0 +1,1 @@
+"""Images: the registry, and the builder."""

@@ -1,0 +1,1 @@
+"""Hosts and APIs of your own."""

@@ -1,0 +1,1 @@
+"""Pipelines elsewhere, to which a release is handed."""
