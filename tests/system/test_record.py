@@ -34,7 +34,7 @@ class Edge(Http):
     config_type = EdgeConfig
 """
 RELEASED = ("typo", "throttled", "plugged")
-RESOURCES = (*RELEASED, "gated", "forged", "built", "late", "grown", "shrunk", "outlived", "missed")
+RESOURCES = (*RELEASED, "gated", "forged", "replayed", "built", "late", "grown", "shrunk", "outlived", "missed")
 LAST_HOUR = (datetime.now(UTC) - timedelta(hours=1)).hour
 
 
@@ -110,7 +110,7 @@ class World:
             return client.request(method, f"/api/v2{path}", headers={"Authorization": f"Bearer {token}"}, **how)
 
 
-CLEANUP = 5
+CLEANUP, PARSED = 5, 8
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             DAGS,
             connections=sandbox.connections(),
             settings={
-                "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "8",
+                "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": str(PARSED),
                 "AIRFLOW__SCHEDULER__PARSING_CLEANUP_INTERVAL": str(CLEANUP),
                 "AIRFLOW__SECRETS__BACKEND": "tests.system.secrets_backend.Throttled",
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,bob:user",
@@ -162,6 +162,7 @@ def catalog(world: World) -> dict[str, Any]:
     gate = {"users": ["admin"], "timeout": 600}
     services["gated"] = service("gated", approval=gate)
     services["forged"] = service("forged", approval=gate)
+    services["replayed"] = service("replayed", approval=gate)
     for name in ("shrunk", "outlived"):
         services[name]["targets"]["dc2"] = {**world.target("typo"), "depends_on": ["dc1"]}
     services["missed"] = service("missed", schedule=f"0 {LAST_HOUR} * * *", version="9.0.0")
@@ -265,7 +266,11 @@ def test_the_frozen_config_lives_as_long_as_its_run(world: World) -> None:
     frozen = json.loads(world.airflow.api("GET", f"/variables/{key}")["value"])
     frozen["at"] = time.time() - 8 * 86_400  # a freeze of two weeks, or an approval that took its time
     world.airflow.api("PATCH", f"/variables/{key}", json={"key": key, "value": json.dumps(frozen)})
-    world.put("outlived", {"artifact": {"image": IMAGE}, "targets": {"dc1": world.target("outlived")}})
+    one = {"artifact": {"image": IMAGE}, "targets": {"dc1": world.target("outlived")}}
+    world.put("outlived", {**one, "sucess": {}})
+    time.sleep(PARSED + 4)
+    assert not world.broken("outlived"), "its run is in flight"
+    world.put("outlived", one)
     state, result, _ = world.ended("outlived", run_id)
     assert (state, result["status"]) == ("success", "succeeded"), result
     assert {each["target"]: each["phase"] for each in result["results"]} == {"dc1": "succeeded", "dc2": "succeeded"}
@@ -345,9 +350,29 @@ def test_an_approval_in_the_task_state_store_is_none(world: World) -> None:
     put = world.as_bob("PUT", f"{tasks}/approve/state-store/approval-0", json={"value": yes})
     assert put.status_code == 204, put.text
     world.wait_until("it asks all the same", lambda: world.state("gated", run_id, "approve") == "awaiting_input", 30)
-    answer = {"chosen_options": ["approve"], "params_input": {"comment": "go"}}
-    world.airflow.api("PATCH", f"{tasks}/approve/-1/hitlDetails", json=answer)
+    approve(world, tasks)
     state, result, _ = world.ended("gated", run_id)
     assert (state, result["status"], world.live("gated")) == ("success", "succeeded", "2.0.0"), result
     (approval,) = json.loads(world.rows("gated")["ledger." + release_id(world, "gated")])["approvals"]
     assert (approval["by"], approval["reason"]) == ("admin", "go")
+
+
+def approve(world: World, tasks: str) -> None:
+    answer = {"chosen_options": ["approve"], "params_input": {"comment": "go"}}
+    world.airflow.api("PATCH", f"{tasks}/approve/-1/hitlDetails", json=answer)
+
+
+def test_an_approval_from_before_a_clear_is_none(world: World) -> None:
+    run_id, tasks = waiting(world, "replayed")
+    approve(world, tasks)
+    assert world.ended("replayed", run_id)[0] == "success"
+    old = world.airflow.xcom("replayed", run_id, "approve", key="approval")
+    world.sandbox.stand_ins["http"].meddle("replayed", f"{IMAGE}:1.0.0")
+    clear = {"dry_run": False, "dag_run_id": run_id, "only_failed": False, "reset_dag_runs": True}
+    cleared = {**clear, "include_downstream": True, "task_ids": ["plan"]}
+    world.airflow.api("POST", "/dags/replayed/clearTaskInstances", json=cleared)
+    world.wait_until("it asks again", lambda: world.state("replayed", run_id, "approve") == "awaiting_input")
+    assert world.as_bob("POST", f"{tasks}/approve/xcomEntries", json={"key": "approval", "value": old}).is_success
+    assert world.as_bob("PATCH", f"{tasks}/approve", json={"new_state": "success"}).is_success
+    state, result, _ = world.ended("replayed", run_id)
+    assert (state, result["status"], world.live("replayed")) == ("failed", "not_started", "1.0.0"), result
