@@ -123,8 +123,16 @@ class TestRequests:
         assert body == "image=registry.example.com%2Fshop%3A1.1.0"
         assert headers["content-type"] == "application/x-www-form-urlencoded"
         assert headers["authorization"] == "Bearer t0k3n-canary"
-        assert headers["idempotency-key"] == RELEASE.release_id
+        assert headers["idempotency-key"].startswith(f"{RELEASE.release_id}-")
         assert headers["x-team"] == "shop-team"
+
+    def test_two_targets_of_one_api_are_two_writes_and_a_repeat_is_none(self, echo: Echo) -> None:
+        other = http()
+        other.target = "other"
+        for platform in (http(), other, http()):
+            platform.deploy(RELEASE, NOTHING)
+        first, second, again = (headers["idempotency-key"] for _, _, headers, _ in echo.got)
+        assert first == again != second
 
     def test_values_cannot_leave_their_place(self, echo: Echo) -> None:
         evil = RELEASE.model_copy(update={"reason": 'a", "admin": true, "b": "\r\nX-Evil: 1 & é'})
