@@ -358,6 +358,14 @@ def test_an_approval_in_the_task_state_store_is_none(world: World) -> None:
 
 
 def approve(world: World, tasks: str) -> None:
+    """Airflow takes a task for dead that goes on before the scheduler has seen that it parked, and asks anew."""
+    parked = time.time() + 2
+
+    def looked() -> bool:
+        beat = world.airflow.api("GET", "/monitor/health")["scheduler"]["latest_scheduler_heartbeat"]
+        return datetime.fromisoformat(beat).timestamp() > parked
+
+    world.wait_until("the scheduler has looked", looked)
     answer = {"chosen_options": ["approve"], "params_input": {"comment": "go"}}
     world.airflow.api("PATCH", f"{tasks}/approve/-1/hitlDetails", json=answer)
 
