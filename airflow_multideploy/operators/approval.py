@@ -17,7 +17,15 @@ from airflow.sdk.execution_time.hitl import HITLUser
 from airflow_multideploy.catalog.approval import Gate
 from airflow_multideploy.operators.deploy import DeployOperator
 from airflow_multideploy.operators.notify import notify
-from airflow_multideploy.operators.run import APPROVAL, decisions, journal, new_record, not_approved, pull_plan
+from airflow_multideploy.operators.run import (
+    APPROVAL,
+    decisions,
+    journal,
+    new_record,
+    not_approved,
+    pull_plan,
+    times_cleared,
+)
 from airflow_multideploy.release.contract import Release
 from airflow_multideploy.release.ledger import Approval
 from airflow_multideploy.release.plan import Plan
@@ -69,7 +77,7 @@ class Question(HITLOperator):
         """
         self.subject, self.body = subject, body
         if not self.earlier(context):  # what was answered before a clear is asked for again, and no longer counts
-            decisions(context, self.service_name).keep_answers(self.task_id, [], _clear(context))
+            decisions(context, self.service_name).keep_answers(self.task_id, [], times_cleared(context))
         if _alone():
             # Airflow would wait for an api-server's answer, and for no time-out.
             answer = str(conf.get("multideploy", ANSWER, fallback=""))
@@ -106,11 +114,11 @@ class Question(HITLOperator):
     def earlier(self, context: Context) -> list[Approval]:
         """What was chosen in earlier tries, since a person last cleared the run's tasks; by the record, which holds
         nothing but what Airflow's own questions were answered."""
-        return list(decisions(context, self.service_name).answers(self.task_id, _clear(context)))
+        return list(decisions(context, self.service_name).answers(self.task_id, times_cleared(context)))
 
     def keep(self, context: Context, approvals: Sequence[Approval]) -> None:
         """Keep what was chosen, for later tries and for all who go by it."""
-        decisions(context, self.service_name).keep_answers(self.task_id, approvals, _clear(context))
+        decisions(context, self.service_name).keep_answers(self.task_id, approvals, times_cleared(context))
         context["ti"].xcom_push(APPROVAL, [approval.dump() for approval in approvals])
 
 
@@ -198,10 +206,6 @@ class ApproveOperator(Question):
         why = f": {cell(release.reason)}" if release.reason else ""
         what = f"**{release.service} {release.version}** (`{release.image}`), asked for by {cell(actor)}{why}"
         return f"{what}\n\n{markdown(rows)}"
-
-
-def _clear(context: Context) -> float:
-    return getattr(context["dag_run"], "clear_number", None) or 0
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:

@@ -186,7 +186,8 @@ ROLLOUT = "rollout"
 """XCom key of a target's result document."""
 
 
-def _cleared(context: Context) -> float:
+def times_cleared(context: Context) -> float:
+    """How often a person has cleared tasks of this run."""
     return getattr(context["dag_run"], "clear_number", None) or 0
 
 
@@ -206,7 +207,7 @@ def outcome_of(context: Context, dag_id: str, service: str, target: str, task_id
     # Cleared, and skipped this time: what it once came to no longer counts, unless something of it is left there.
     gone = entry.settled and (entry.phase is Phase.ROLLED_BACK or not entry.touched)
     now = result_of(entry, critical=True)
-    if said.phase is Phase.PENDING and said.reason and entry.phase in GOOD and entry.clear < _cleared(context):
+    if said.phase is Phase.PENDING and said.reason and entry.phase in GOOD and entry.clear < times_cleared(context):
         # Cleared, and held back this time: it was good once, and is not what was asked for now.
         return now.model_copy(update={"phase": said.phase, "deployed": said.deployed, "reason": said.reason})
     return said if gone and said.phase is Phase.SKIPPED else now
